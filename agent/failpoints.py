@@ -1,0 +1,75 @@
+"""Named points at which a test makes the agent fail, wait, hang or die.
+
+A step that touches the world outside the process calls `hit("package.step")` right before it acts. Off (the rule), that
+is one look at an empty dict. On, by `ORLOP_FAILPOINTS` or `configure()`, in the small language
+
+    NAME=ACTION[;NAME=ACTION...]    ACTION = [N*]error(TEXT) | [N*]delay(SECONDS) | [N*]hang | [N*]crash
+
+where `N*` means: only the N-th time. `crash` is a SIGKILL to this process: no `finally`, no flush, as in a power cut of
+the daemon alone. The idea is containerd's `internal/failpoint`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import signal
+from dataclasses import dataclass
+
+from agent.errdefs import Internal, InvalidArgument
+
+_ACTION = re.compile(r"(?:(?P<nth>\d+)\*)?(?P<verb>error|delay|hang|crash)(?:\((?P<argument>[^)]*)\))?")
+
+
+@dataclass
+class _Point:
+    verb: str
+    argument: str
+    nth: int
+    hits: int = 0
+
+
+_points: dict[str, _Point] = {}
+
+
+def configure(text: str) -> None:
+    """Replace all failpoints by those of `text`; the empty string switches them off.
+
+    Raises:
+        InvalidArgument: `text` is not in the language above.
+    """
+    points = {}
+    for entry in filter(None, (part.strip() for part in text.split(";"))):
+        name, _, action = entry.partition("=")
+        match = _ACTION.fullmatch(action)
+        if not name or match is None:
+            raise InvalidArgument(f"failpoint {entry!r} is not NAME=[N*]error(TEXT)|delay(SECONDS)|hang|crash")
+        points[name] = _Point(match["verb"], match["argument"] or "", int(match["nth"] or 0))
+    _points.clear()
+    _points.update(points)
+
+
+async def hit(name: str) -> None:
+    """Pass the failpoint `name`.
+
+    Raises:
+        Internal: the point is on with `error`.
+    """
+    if not _points or (point := _points.get(name)) is None:
+        return
+    point.hits += 1
+    if point.nth and point.hits != point.nth:
+        return
+    match point.verb:
+        case "error":
+            raise Internal(f"failpoint {name}: {point.argument or 'error'}")
+        case "delay":
+            await asyncio.sleep(float(point.argument))
+        case "hang":
+            await asyncio.get_running_loop().create_future()
+        case _:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+configure(os.environ.get("ORLOP_FAILPOINTS", ""))

@@ -1,0 +1,42 @@
+"""Every metric of the agent, defined in one place; `README.md` beside this file documents them.
+
+Modules import the objects and count; `agent.web` exposes them. Label sets are bounded: methods, kinds, steps, outcomes,
+never ids.
+"""
+
+from __future__ import annotations
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+registry = CollectorRegistry()
+
+_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
+
+cri_operations = Counter("orlop_cri_operations", "CRI calls answered.", ["method"], registry=registry)
+cri_errors = Counter("orlop_cri_errors", "CRI calls answered with an error.", ["method", "code"], registry=registry)
+cri_seconds = Histogram("orlop_cri_operation_seconds", "Time to answer a CRI call.", ["method"], buckets=_SECONDS, registry=registry)
+
+teardown_step_seconds = Histogram(
+    "orlop_teardown_step_seconds", "Time of one step of a shim's or container's teardown.", ["step"], buckets=_SECONDS, registry=registry
+)
+teardown_step_failures = Counter("orlop_teardown_step_failures", "Teardown steps that failed and stay owned.", ["step"], registry=registry)
+dead_shim_cleanups = Counter("orlop_dead_shim_cleanups", "Cleanups after a dead shim.", ["outcome"], registry=registry)
+shim_delete_lies = Counter(
+    "orlop_shim_delete_lies", "`shim delete` that answered rc 0 while something of the container was left.", registry=registry
+)
+cgroup_cleanups = Counter("orlop_cgroup_cleanups", "Removals of a cgroup left after a container.", ["result"], registry=registry)
+mount_busy = Counter("orlop_mount_busy", "Unmounts refused with EBUSY.", registry=registry)
+runc_init_found = Counter("orlop_runc_init_found", "Leaked `runc init` processes found.", registry=registry)
+runc_init_reaped = Counter("orlop_runc_init_reaped", "Leaked `runc init` processes ended by the agent.", registry=registry)
+
+ledger_entries = Gauge("orlop_ledger_entries", "External resources in the ledger.", ["kind", "state"], registry=registry)
+ledger_quarantined = Gauge("orlop_ledger_quarantined", "Stored records that could not be read and were set aside.", registry=registry)
+oldest_pending_release = Gauge(
+    "orlop_oldest_pending_release_seconds", "Age of the oldest release that was tried and has not succeeded.", registry=registry
+)
+leaks = Gauge("orlop_leaks", "Resources on the node that no ledger entry owns, at the last audit.", ["kind"], registry=registry)
+loop_lag_seconds = Histogram("orlop_event_loop_lag_seconds", "How late the event loop ran a timer.", buckets=_SECONDS, registry=registry)
+loop_blocked = Counter("orlop_event_loop_blocking_calls", "Blocking calls caught on the event loop's thread.", ["call"], registry=registry)
+ttrpc_late_answers = Counter("orlop_ttrpc_late_answers", "Answers of shims to calls whose caller had given up.", registry=registry)
+log_write_errors = Counter("orlop_log_write_errors", "Container log writes that failed; what was read is lost.", registry=registry)
+cni_operations = Counter("orlop_cni_operations", "CNI operations by verb and outcome.", ["verb", "outcome"], registry=registry)

@@ -1,0 +1,41 @@
+"""Named budgets, in seconds. Each wait of the agent on something outside the process has one of these.
+
+A budget bounds the waiting, not the resource: when it runs out the resource stays owned and its release is tried again.
+"""
+
+from __future__ import annotations
+
+SHIM_START = 30.0
+"""`SHIM start`, from fork to its address on stdout."""
+SHIM_DIAL = 10.0
+"""Connecting to a shim's socket; ENOENT and ECONNREFUSED fail at once."""
+SHIM_LOAD = 5.0
+"""Connect and State of one shim at daemon start (containerd's value); a mute shim is 'unknown' after it, not dead."""
+SHIM_DELETE = 30.0
+"""`SHIM delete`: a 10 s kill wait of the engine plus 2.5 s per busy mount (runtime-v2 section 5)."""
+SHIM_SHUTDOWN = 3.0
+"""Task.Shutdown until the shim has exited; then SIGKILL."""
+SHIM_PING = 2.0
+"""Connect or State as a sign of life."""
+SHIM_SILENT = 10.0
+"""A live shim that dropped us and doesn't answer a redial is killed after this."""
+TASK_DELETE = 30.0
+"""Task.Delete of one container; the engine's delete and the unmount of a dirty rootfs."""
+TASK_KILL = 10.0
+"""Task.Kill of one container or exec."""
+EXIT_AFTER_KILL = 10.0
+"""From SIGKILL to the exit of the container's init."""
+EXIT_AFTER_SHIM_KILL = 10.0
+"""Until the cgroup of a dead shim's container is empty."""
+LOG_DRAIN = 5.0
+"""Reading what a container wrote last, after its exit; a child that holds the pipe must not delay the exit more."""
+CNI = 120.0
+"""One ADD, CHECK or DEL of a whole plugin chain."""
+EXEC_DRAIN = 10.0
+"""Reading an ExecSync's pipes after the process ended, when a background child still holds them."""
+ENGINE = 30.0
+"""A direct call of the OCI engine (`runc delete --force`)."""
+UNPACK_LAYER = 1800.0
+"""One layer through the unpack worker."""
+DAEMON_STOP = 20.0
+"""Orderly stop of the daemon: calls in flight get this long."""

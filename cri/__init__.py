@@ -1,0 +1,1 @@
+"""The Kubernetes Container Runtime Interface: messages, server edge and client."""
