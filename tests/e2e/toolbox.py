@@ -1,14 +1,14 @@
 """The real shims and engines that the end-to-end tests drive: those of three Debian suites, side by side on one machine.
 
-The agent has to drive the shims of containerd 1.6, 1.7 and 2.x, and no single distribution carries them all. So the packages of each suite are
-fetched through a private apt directory (own sources, state and cache; the host's stay as they are), and unpacked into a folder of their own
-with the libraries they were built for. patchelf points interpreter and rpath there, so a binary of a newer suite runs on an older host.
+The agent has to drive the shims of containerd 1.6, 1.7 and 2.x, and no single distribution carries them all. So the packages of each suite
+are fetched through a private apt directory (own sources, state and cache; the host's stay as they are), and unpacked into a folder of their
+own with the libraries they were built for. patchelf points interpreter and rpath there, so a newer suite's binary runs on an older host.
 
     .tools/<suite>/bin, lib              what `shim()` and `engine()` hand out; absolute paths are baked in, so each clone unpacks its own
-    /var/cache/orlop-tools/<suite>-*/    the .deb files and their SHA256SUMS, shared by all clones; without it `.tools/archives` serves
+    /var/cache/orlop-tools/<suite>-*/    the .deb files and their SHA256SUMS, shared by all clones; else `.tools/archives` serves
 
-Called by the end-to-end tests (before they enter their network namespace, where nothing can be fetched) and by `make tools`, which prints the
-table. To take newer packages, remove both folders. A tool that can't be had or doesn't run raises ToolError: a pair is never skipped.
+Called by the end-to-end tests (before they enter their network namespace, where nothing can be fetched) and by `make tools`, which prints
+the table. To take newer packages, remove both folders. A tool that can't be had or doesn't run raises ToolError: no pair is ever skipped.
 """
 
 from __future__ import annotations
@@ -118,7 +118,7 @@ def unpack(debs: list[Path], home: Path) -> None:
         [loader] = (draft / "lib").glob("ld-linux-*.so.*")
         for binary in BINARIES:
             # --force-rpath: a RUNPATH would hold for the binary alone, and its libraries would find their own ones on the host.
-            tie = ["--force-rpath", "--set-rpath", home / "lib", "--set-interpreter", home / "lib" / loader.name]
+            tie: list[str | Path] = ["--force-rpath", "--set-rpath", home / "lib", "--set-interpreter", home / "lib" / loader.name]
             run("patchelf", *tie, draft / "bin" / binary)
         draft.rename(home)
 
