@@ -1,0 +1,79 @@
+"""Where the cgroup hierarchies are and who is in them: reading only, without a wait. Shared by `processes` and `cgroups`."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Literal
+
+from agent.errdefs import InvalidArgument
+
+Mode = Literal["v1", "hybrid", "v2"]
+
+UNIFIED = ""
+"""The name of the v2 hierarchy, as in the third field of `0::/path` in /proc/PID/cgroup."""
+
+
+def hierarchies(root: Path) -> dict[str, Path]:
+    """Every hierarchy mounted at or below `root`: directory name (`UNIFIED` for v2) to mount point.
+
+    Pure v2 is told by `cgroup.controllers` in `root` itself. Otherwise each directory of `root` is a hierarchy: v1 ones
+    (the named ones like `systemd` too), and the v2 one of a hybrid host. Links (`cpu` to `cpu,cpuacct`) are no second one.
+    """
+    if (root / "cgroup.controllers").exists():
+        return {UNIFIED: root}
+    found = {}
+    with os.scandir(root) as entries:
+        for entry in sorted(entries, key=lambda entry: entry.name):
+            if entry.is_dir(follow_symlinks=False) and os.path.exists(os.path.join(entry.path, "cgroup.procs")):
+                unified = os.path.exists(os.path.join(entry.path, "cgroup.controllers"))
+                found[UNIFIED if unified else entry.name] = Path(entry.path)
+    return found
+
+
+def mode(mounted: dict[str, Path]) -> Mode:
+    """How the host uses cgroups; "hybrid" is v1 controllers beside a v2 mount."""
+    if UNIFIED not in mounted:
+        return "v1"
+    return "v2" if len(mounted) == 1 else "hybrid"
+
+
+def parse_membership(data: bytes) -> dict[str, str]:
+    """/proc/PID/cgroup: controllers ("memory", "cpu,cpuacct", "name=systemd", `UNIFIED`) to path (cgroups(7))."""
+    membership = {}
+    for line in data.split(b"\n"):
+        fields = line.split(b":", 2)
+        if len(fields) == 3:
+            membership[os.fsdecode(fields[1])] = os.fsdecode(fields[2])
+    return membership
+
+
+def relative(path: str) -> str:
+    """`path` without its slashes at the ends, to be joined to a hierarchy's mount point.
+
+    Raises:
+        InvalidArgument: the root of the hierarchy, or a path that leaves its place: all of that is somebody else's.
+    """
+    stripped = path.strip("/")
+    if not stripped or any(part in {"", ".", ".."} for part in stripped.split("/")):
+        raise InvalidArgument(f"cgroup path {path!r} doesn't name one cgroup below the root")
+    return stripped
+
+
+def below(root: Path, path: str) -> list[Path]:
+    """The directories of cgroup `path`, one for each hierarchy that has it. A path that only some have is normal on v1."""
+    name = relative(path)
+    return [directory for mount in hierarchies(root).values() if (directory := mount / name).is_dir()]
+
+
+def enter(root: Path, path: str, pid: int) -> None:
+    """Move process `pid` into cgroup `path` in every hierarchy that has it.
+
+    Raises:
+        FileNotFoundError: no hierarchy has it.
+    """
+    directories = below(root, path)
+    if not directories:
+        raise FileNotFoundError(2, "no hierarchy has this cgroup", path)
+    for directory in directories:
+        (directory / "cgroup.procs").write_text(f"{pid}\n")

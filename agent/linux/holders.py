@@ -1,0 +1,122 @@
+"""Who keeps a mount busy: processes, by what of theirs lies on it, and mount namespaces that have a copy of it.
+
+Blocks, and can hang on a process that is stuck in the kernel, so `mounts.Mounts.holders` runs it in a throw-away thread and
+takes what was found by then. Links are read, never followed, and no path is looked up: the mount may be of a dead server.
+A mount namespace without a process (kept by a bind mount or a descriptor alone) can't be seen from /proc.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from agent.linux import cgroupfs, procfs
+from agent.linux.mountinfo import MountInfo, parse_mountinfo
+
+How = Literal["cwd", "root", "exe", "fd", "map", "mount namespace"]
+
+_COMMAND_LENGTH = 120
+
+
+@dataclass(frozen=True)
+class Holder:
+    """One reason why a mount is busy. For a process with several open files there only the first is told."""
+
+    pid: int
+    """For a mount namespace: its process with the lowest number."""
+    command: str
+    how: How
+    path: str
+    """What is held, as that process sees it."""
+    cgroup: str
+
+    def __str__(self) -> str:
+        return f"process {self.pid} ({self.command}) by its {self.how} {self.path}, cgroup {self.cgroup}"
+
+
+def find_holders(path: Path, proc: Path, found: list[Holder]) -> None:
+    """Append to `found`, as they are met, the holders of the topmost mount at `path` and of what is below that path."""
+    table = parse_mountinfo(procfs.read(f"{proc}/self/mountinfo"))
+    target = next((mount for mount in reversed(table) if mount.mount_point == path), None)
+    search = _Search(path, proc, target, sum(target is not None and mount.device == target.device for mount in table) == 1)
+    pids = procfs.pids(proc)
+    # Three passes, the one that can hang last: a table of mappings is read under the lock of that process's memory.
+    for look in (search.links, search.namespace, search.mapping):
+        for pid in pids:
+            with contextlib.suppress(OSError):  # it is gone, or a kernel thread
+                for how, what in look(pid):
+                    found.append(Holder(pid, _command(proc, pid), how, what, _cgroup(proc, pid)))
+
+
+class _Search:
+    """The looks at one process. Each yields what it holds: how, and the path."""
+
+    def __init__(self, path: Path, proc: Path, target: MountInfo | None, alone: bool) -> None:
+        self._path = os.fspath(path)
+        self._below = self._path.rstrip("/") + "/"
+        self._proc = proc
+        self._target = target
+        # Of a file system that is mounted here only, every mapping is a holder, also of processes that see it elsewhere.
+        self._device = target.device if target is not None and target.root == "/" and alone else ""
+        self._namespaces = {os.readlink(f"{proc}/self/ns/mnt")}
+
+    def links(self, pid: int) -> Iterator[tuple[How, str]]:
+        hows: tuple[How, ...] = ("cwd", "root", "exe")
+        for how in hows:
+            with contextlib.suppress(OSError):
+                if self._is_below(link := os.readlink(f"{self._proc}/{pid}/{how}")):
+                    yield how, link
+        for descriptor in os.listdir(f"{self._proc}/{pid}/fd"):
+            with contextlib.suppress(OSError):
+                if self._is_below(link := os.readlink(f"{self._proc}/{pid}/fd/{descriptor}")):
+                    yield "fd", link
+                    return
+
+    def namespace(self, pid: int) -> Iterator[tuple[How, str]]:
+        namespace = os.readlink(f"{self._proc}/{pid}/ns/mnt")
+        if namespace in self._namespaces:
+            return
+        self._namespaces.add(namespace)
+        for mount in parse_mountinfo(procfs.read(f"{self._proc}/{pid}/mountinfo")):
+            if self._is_copy(mount):
+                yield "mount namespace", os.fspath(mount.mount_point)
+                return
+
+    def mapping(self, pid: int) -> Iterator[tuple[How, str]]:
+        for line in procfs.read(f"{self._proc}/{pid}/maps").split(b"\n"):
+            fields = line.split(None, 5)  # addresses, permissions, offset, device in hex, inode, path
+            if len(fields) == 6 and (self._is_below(os.fsdecode(fields[5])) or self._is_device(fields[3])):
+                yield "map", os.fsdecode(fields[5])
+                return
+
+    def _is_below(self, path: str) -> bool:
+        return path == self._path or path.startswith(self._below)
+
+    def _is_device(self, device: bytes) -> bool:
+        major, _, minor = device.partition(b":")
+        return bool(self._device) and f"{int(major, 16)}:{int(minor, 16)}" == self._device
+
+    def _is_copy(self, mount: MountInfo) -> bool:
+        """Whether a mount of another namespace is of the same tree, or, when nothing is mounted here, at the same place."""
+        if self._target is None:
+            return self._is_below(os.fspath(mount.mount_point))
+        root = self._target.root
+        return mount.device == self._target.device and (mount.root == root or mount.root.startswith(root.rstrip("/") + "/"))
+
+
+def _command(proc: Path, pid: int) -> str:
+    with contextlib.suppress(OSError):
+        arguments = " ".join(procfs.split_arguments(procfs.read(f"{proc}/{pid}/cmdline")))
+        return arguments[:_COMMAND_LENGTH] or os.fsdecode(procfs.read(f"{proc}/{pid}/comm")).strip()
+    return "gone"
+
+
+def _cgroup(proc: Path, pid: int) -> str:
+    """The most telling of its cgroups: on v1 some hierarchies may have it in their root."""
+    with contextlib.suppress(OSError):
+        return max(cgroupfs.parse_membership(procfs.read(f"{proc}/{pid}/cgroup")).values(), key=len, default="/")
+    return "unknown"

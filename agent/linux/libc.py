@@ -1,0 +1,112 @@
+"""System calls and constants that Python 3.11 doesn't have. The only user of `ctypes` in the project.
+
+One function per call, under the call's name; constants under their C names. Each call raises `OSError` with the errno and
+the file name, never returns a code, and gives up the GIL while it is in the kernel. Callers: the other modules of
+`agent.linux`, and children that enter namespaces.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import fcntl
+import os
+
+StrPath = str | os.PathLike[str]
+
+# linux/mount.h
+MS_RDONLY = 0x1
+MS_NOSUID = 0x2
+MS_NODEV = 0x4
+MS_NOEXEC = 0x8
+MS_SYNCHRONOUS = 0x10
+MS_REMOUNT = 0x20
+MS_MANDLOCK = 0x40
+MS_DIRSYNC = 0x80
+MS_NOSYMFOLLOW = 0x100
+MS_NOATIME = 0x400
+MS_NODIRATIME = 0x800
+MS_BIND = 0x1000
+MS_MOVE = 0x2000
+MS_REC = 0x4000
+MS_SILENT = 0x8000
+MS_UNBINDABLE = 0x20000
+MS_PRIVATE = 0x40000
+MS_SLAVE = 0x80000
+MS_SHARED = 0x100000
+MS_RELATIME = 0x200000
+MS_I_VERSION = 0x800000
+MS_STRICTATIME = 0x1000000
+MS_LAZYTIME = 0x2000000
+
+# sys/mount.h
+MNT_FORCE = 0x1
+MNT_DETACH = 0x2
+UMOUNT_NOFOLLOW = 0x8
+
+# linux/sched.h
+CLONE_FS = 0x200
+CLONE_NEWNS = 0x20000
+CLONE_NEWCGROUP = 0x2000000
+CLONE_NEWUTS = 0x4000000
+CLONE_NEWIPC = 0x8000000
+CLONE_NEWUSER = 0x10000000
+CLONE_NEWPID = 0x20000000
+CLONE_NEWNET = 0x40000000
+
+# linux/nsfs.h
+NS_GET_USERNS = 0xB701
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.mount.argtypes = (ctypes.c_char_p, ctypes.c_char_p, ctypes.c_char_p, ctypes.c_ulong, ctypes.c_char_p)
+_libc.umount2.argtypes = (ctypes.c_char_p, ctypes.c_int)
+_libc.unshare.argtypes = (ctypes.c_int,)
+_libc.setns.argtypes = (ctypes.c_int, ctypes.c_int)
+_libc.sethostname.argtypes = (ctypes.c_char_p, ctypes.c_size_t)
+
+
+def mount(source: StrPath, target: StrPath, fstype: str, flags: int, data: str = "") -> None:
+    """mount(2). Empty `fstype` and `data` are passed as NULL, as binds, remounts and propagation changes want them."""
+    result = _libc.mount(
+        os.fsencode(source), os.fsencode(target), os.fsencode(fstype) or None, flags, os.fsencode(data) or None
+    )  # fmt: skip
+    if result != 0:
+        raise _error(f"mount {fstype or 'bind'} {os.fspath(source)}", target)
+
+
+def umount2(target: StrPath, flags: int) -> None:
+    """umount2(2)."""
+    if _libc.umount2(os.fsencode(target), flags) != 0:
+        raise _error("umount", target)
+
+
+def unshare(flags: int) -> None:
+    """unshare(2): of the calling thread, which must never serve anything else again."""
+    if _libc.unshare(flags) != 0:
+        raise _error("unshare")
+
+
+def setns(descriptor: int, nstype: int) -> None:
+    """setns(2): moves the calling thread, which must never serve anything else again. `nstype` 0: any kind."""
+    if _libc.setns(descriptor, nstype) != 0:
+        raise _error("setns")
+
+
+def sethostname(name: str) -> None:
+    """sethostname(2): of the calling thread's UTS namespace."""
+    encoded = os.fsencode(name)
+    if _libc.sethostname(encoded, len(encoded)) != 0:
+        raise _error("sethostname")
+
+
+def ns_get_userns(descriptor: int) -> int:
+    """The user namespace that owns an open namespace file, as a new descriptor (ioctl NS_GET_USERNS, ioctl_ns(2)).
+
+    EPERM means: outside of ours, which is an answer too.
+    """
+    return fcntl.ioctl(descriptor, NS_GET_USERNS)
+
+
+def _error(call: str, path: StrPath | None = None) -> OSError:
+    number = ctypes.get_errno()
+    message = f"{call}: {os.strerror(number)}"
+    return OSError(number, message) if path is None else OSError(number, message, os.fspath(path))
