@@ -1,0 +1,28 @@
+PYTHON := .venv/bin/python
+PYTEST := $(PYTHON) -m pytest
+
+.PHONY: test unit e2e lint demo tools api install
+
+test: unit e2e     ## everything; as root on Debian 12 or newer
+
+unit: install      ## no root needed: unit tests, simulation, linters, types, import contracts, generated code
+	$(PYTEST) tests/unit
+
+e2e: install tools ## real shims, engines and CNI plugins, in namespaces that end with the run
+	tests/e2e/enter $(PYTEST) tests/e2e
+
+lint: install
+	$(PYTEST) tests/unit/test_linters.py
+
+demo: install      ## the main job end to end, shown step by step
+	$(PYTHON) tests/demo.py
+
+tools: install     ## fetches the shims and engines of e2e and prints their versions
+	$(PYTHON) -m tests.e2e.toolbox
+
+api:               ## regenerates the modules of all .proto files
+	$(PYTHON) -m grpc_tools.protoc -I. -I$$($(PYTHON) -c 'import sysconfig; print(sysconfig.get_path("purelib"))') \
+		--python_out=. --pyi_out=. $$(find agent/api cri/api -name '*.proto')
+
+install:
+	@.ci/install
