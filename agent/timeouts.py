@@ -31,6 +31,8 @@ LOG_DRAIN = 5.0
 """Reading what a container wrote last, after its exit; a child that holds the pipe must not delay the exit more."""
 CNI = 120.0
 """One ADD, CHECK or DEL of a whole plugin chain."""
+CNI_STATUS = 5.0
+"""STATUS of one plugin; the answer is only advice, and the conf watch waits for it."""
 EXEC_DRAIN = 10.0
 """Reading an ExecSync's pipes after the process ended, when a background child still holds them."""
 ENGINE = 30.0
@@ -39,3 +41,5 @@ UNPACK_LAYER = 1800.0
 """One layer through the unpack worker."""
 DAEMON_STOP = 20.0
 """Orderly stop of the daemon: calls in flight get this long."""
+IN_FLIGHT = 30.0
+"""StopPodSandbox waits this long for creates and starts in flight; then their shim is killed under them."""
