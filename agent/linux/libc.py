@@ -53,8 +53,12 @@ CLONE_NEWUSER = 0x10000000
 CLONE_NEWPID = 0x20000000
 CLONE_NEWNET = 0x40000000
 
+# fcntl.h
+SPLICE_F_NONBLOCK = 0x2
+
 # linux/nsfs.h
 NS_GET_USERNS = 0xB701
+NS_GET_NSTYPE = 0xB703
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.mount.argtypes = (ctypes.c_char_p, ctypes.c_char_p, ctypes.c_char_p, ctypes.c_ulong, ctypes.c_char_p)
@@ -62,6 +66,8 @@ _libc.umount2.argtypes = (ctypes.c_char_p, ctypes.c_int)
 _libc.unshare.argtypes = (ctypes.c_int,)
 _libc.setns.argtypes = (ctypes.c_int, ctypes.c_int)
 _libc.sethostname.argtypes = (ctypes.c_char_p, ctypes.c_size_t)
+_libc.tee.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_size_t, ctypes.c_uint)
+_libc.tee.restype = ctypes.c_ssize_t
 
 
 def mount(source: StrPath, target: StrPath, fstype: str, flags: int, data: str = "") -> None:
@@ -98,12 +104,25 @@ def sethostname(name: str) -> None:
         raise _error("sethostname")
 
 
-def ns_get_userns(descriptor: int) -> int:
-    """The user namespace that owns an open namespace file, as a new descriptor (ioctl NS_GET_USERNS, ioctl_ns(2)).
+def tee(source: int, target: int, length: int, flags: int) -> int:
+    """tee(2): duplicates up to `length` bytes from one pipe into another and leaves them in the first; 0 is end of file."""
+    count: int = _libc.tee(source, target, length, flags)
+    if count < 0:
+        raise _error("tee")
+    return count
 
-    EPERM means: outside of ours, which is an answer too.
+
+def ns_get_userns(descriptor: int) -> int:
+    """The user namespace that owns an open namespace file, as a new descriptor (ioctl_ns(2)).
+
+    EPERM means: it is not ours nor below ours, which is an answer too.
     """
     return fcntl.ioctl(descriptor, NS_GET_USERNS)
+
+
+def ns_get_nstype(descriptor: int) -> int:
+    """The CLONE_NEW* flag of an open namespace file (ioctl_ns(2)); ENOTTY: it isn't one."""
+    return fcntl.ioctl(descriptor, NS_GET_NSTYPE)
 
 
 def _error(call: str, path: StrPath | None = None) -> OSError:
