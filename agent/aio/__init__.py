@@ -6,6 +6,7 @@ No task of the agent is made elsewhere: each has an owner (a `Supervisor`), a na
 from agent.aio.locks import KeyedLock
 from agent.aio.supervisor import Supervisor
 from agent.aio.threads import in_thread
+from agent.aio.together import together
 from agent.aio.waiting import within
 
-__all__ = ["KeyedLock", "Supervisor", "in_thread", "within"]
+__all__ = ["KeyedLock", "Supervisor", "in_thread", "together", "within"]

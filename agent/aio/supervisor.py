@@ -29,18 +29,24 @@ class Supervisor:
         task.add_done_callback(_log_failure)
         return task
 
-    async def detached(self, work: Coroutine[Any, Any, T], *, name: str) -> T:
-        """Run `work` to its end even if the caller is cancelled, and return what it returned.
+    def start_awaited(self, work: Coroutine[Any, Any, T], *, name: str) -> asyncio.Task[T]:
+        """Run `work` in a task of its own whose result is fetched with `join()`."""
+        return self._spawn(work, name)
 
-        The caller's cancellation ends the caller's waiting only; a failure that nobody awaits any more is logged. Bound
-        the work inside with `within(budget, ...)`.
-        """
-        task = self._spawn(work, name)
+    async def join(self, task: asyncio.Task[T]) -> T:
+        """Wait for a task that others may wait for too: a caller's cancellation ends the caller's waiting only."""
         try:
             return await asyncio.shield(task)
         except asyncio.CancelledError:
             task.add_done_callback(_log_failure)
             raise
+
+    async def detached(self, work: Coroutine[Any, Any, T], *, name: str) -> T:
+        """Run `work` to its end even if the caller is cancelled, and return what it returned.
+
+        A failure that nobody awaits any more is logged. Bound the work inside with `within(budget, ...)`.
+        """
+        return await self.join(self._spawn(work, name))
 
     def _spawn(self, work: Coroutine[Any, Any, T], name: str) -> asyncio.Task[T]:
         task = asyncio.create_task(work, name=f"{self.name}: {name}")

@@ -1,0 +1,162 @@
+"""CreateContainer: a name, a checked OCI spec and a writable layer. No process yet (see container.py)."""
+
+from __future__ import annotations
+
+import posixpath
+import time
+
+from agent import failpoints, log
+from agent.errdefs import FailedPrecondition, InvalidArgument
+from agent.identifiers import new_id
+from agent.images.types import Image
+from agent.pods import signals
+from agent.pods.container import ContainerRecord, ContainerState
+from agent.pods.context import Pods
+from agent.pods.registry import Container, Sandbox
+from agent.pods.sandbox import SandboxState
+from agent.pods.spec import build
+from agent.pods.spec.inputs import SpecInputs
+from agent.store.kinds import Kind
+from agent.store.ledger import Intent
+from cri.api import api_pb2 as cri
+
+_log = log.get("pods")
+_DEFAULT_STOP_SIGNAL = signals.parse("SIGTERM", "default")
+
+
+async def create_container(pods: Pods, request: cri.CreateContainerRequest) -> cri.CreateContainerResponse:
+    """CRI CreateContainer. A repeated call while the first one runs gets the first one's container.
+
+    Raises:
+        InvalidArgument: a field that can't be; the message names it.
+        NotFound: no such sandbox, or the image isn't on the node.
+        FailedPrecondition: the sandbox is not ready.
+        AlreadyExists: the sandbox has a container of this name and attempt.
+    """
+    config = request.config
+    _validate(config)
+    sandbox = pods.registry.sandboxes.get(request.pod_sandbox_id)
+    log_directory = request.sandbox_config.log_directory or sandbox.record.config.log_directory
+    name = f"{config.metadata.name}_{sandbox.record.id}_{config.metadata.attempt}"
+
+    async def create() -> str:
+        container_id = new_id()
+        enter(sandbox)
+        try:
+            pods.registry.containers.reserve(name, container_id)
+            try:
+                await _create(pods, sandbox, container_id, config, log_directory)
+            except BaseException:
+                pods.registry.containers.unreserve(name)
+                raise
+        finally:
+            sandbox.left()
+        return container_id
+
+    return cri.CreateContainerResponse(container_id=await pods.once(f"CreateContainer {name}", create))
+
+
+def enter(sandbox: Sandbox) -> None:
+    """Begin work in a sandbox that StopPodSandbox will wait for; the caller ends it with `sandbox.left()`.
+
+    Raises:
+        FailedPrecondition: the sandbox is not ready.
+    """
+    if sandbox.record.state is not SandboxState.READY:
+        raise FailedPrecondition(
+            f"sandbox {sandbox.record.id} is {sandbox.record.state}, not ready: no container can be made or started in it"
+        )
+    sandbox.entered()
+
+
+async def _create(pods: Pods, sandbox: Sandbox, container_id: str, config: cri.ContainerConfig, log_directory: str) -> None:
+    image = await pods.images.resolve(config.image.image)
+    spec = await build(
+        SpecInputs(
+            container_id=container_id,
+            sandbox=sandbox.record,
+            handler=pods.handler(sandbox.record.handler),
+            config=config,
+            image=image.config,
+            passwd=await pods.images.read_file(image.id, "/etc/passwd") or b"",
+            group=await pods.images.read_file(image.id, "/etc/group") or b"",
+            facts=pods.facts,
+            pid_namespace=_pid_namespace(pods, sandbox, config),
+        )
+    )
+    stop_signal = _stop_signal(config, image)
+    await pods.ledger.intend(Intent(Kind.SNAPSHOT, container_id, sandbox=sandbox.record.id, container=container_id))
+    try:
+        await failpoints.hit("pods.container_create.snapshot")
+        rootfs = await pods.images.prepare_rootfs(image.id, container_id)
+        await pods.ledger.hold(Kind.SNAPSHOT, container_id)
+        record = ContainerRecord(
+            id=container_id,
+            sandbox_id=sandbox.record.id,
+            config=config,
+            image_id=image.id,
+            spec=spec,
+            rootfs=tuple(rootfs),
+            log_path=posixpath.join(log_directory, config.log_path) if config.log_path and log_directory else "",
+            created_at=time.time_ns(),
+            stop_signal=stop_signal,
+        )
+        await failpoints.hit("pods.container_create.record")
+        await pods.registry.containers.add(Container(record))
+    except Exception as error:
+        for resource, failure in await pods.releases.release_owned(container=container_id):
+            error.add_note(f"{resource.kind} {resource.key} is not released yet and stays in the ledger: {failure}")
+        raise
+    _log.info("container created", sandbox=sandbox.record.id, container=container_id, name=config.metadata.name, image=image.id)
+
+
+def _pid_namespace(pods: Pods, sandbox: Sandbox, config: cri.ContainerConfig) -> str | None:
+    """The path of the PID namespace to join; "" for the host's; None for one of the container's own.
+
+    Raises:
+        NotFound, FailedPrecondition: the TARGET container doesn't exist or doesn't run.
+    """
+    options = config.linux.security_context.namespace_options
+    match options.pid:
+        case cri.NODE:
+            return ""
+        case cri.TARGET:
+            target = pods.registry.containers.get(options.target_id).record
+            if target.sandbox_id != sandbox.record.id or target.state is not ContainerState.RUNNING:
+                raise FailedPrecondition(f"namespace_options.target_id {options.target_id!r} is not a running container of this sandbox")
+            return f"/proc/{target.pid}/ns/pid"
+        case cri.POD:
+            if not sandbox.record.has_task:
+                raise InvalidArgument(
+                    "namespace_options.pid is POD, but the sandbox was run with a PID namespace per container: "
+                    "the sandbox's own namespace_options.pid must be POD too"
+                )
+            return f"/proc/{sandbox.record.pid}/ns/pid"
+        case _:
+            return None
+
+
+def _stop_signal(config: cri.ContainerConfig, image: Image) -> int:
+    wanted = signals.from_cri(config.stop_signal, "config.stop_signal")
+    if wanted is not None:
+        return wanted
+    if image.config.stop_signal:
+        try:
+            return signals.parse(image.config.stop_signal, "image stop signal")
+        except InvalidArgument:
+            _log.warning("image names no known stop signal", image=image.id, signal=image.config.stop_signal)
+    return _DEFAULT_STOP_SIGNAL
+
+
+def _validate(config: cri.ContainerConfig) -> None:
+    name = config.metadata.name
+    if not name:
+        raise InvalidArgument("config.metadata.name must not be empty")
+    if "/" in name or "\0" in name or len(name) > 253:
+        raise InvalidArgument(f"config.metadata.name {name[:80]!r} can't be a container name")
+    if not config.image.image:
+        raise InvalidArgument("config.image.image must not be empty")
+    if config.log_path and (config.log_path.startswith("/") or ".." in config.log_path.split("/")):
+        raise InvalidArgument(f"config.log_path {config.log_path!r} must be relative and stay inside of the pod's log_directory")
+    if config.CDI_devices:
+        raise InvalidArgument("config.CDI_devices: CDI devices are not supported yet")

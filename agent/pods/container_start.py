@@ -1,0 +1,89 @@
+"""StartContainer: stdio, the task in the shim, and go.
+
+A container that can't be started is EXITED with reason StartError, and what was made for it is released; the kubelet
+makes a new one.
+"""
+
+from __future__ import annotations
+
+import time
+
+from agent import failpoints, log
+from agent.events import Exit
+from agent.pods.container import REASON_START_ERROR, START_ERROR_STATUS, ContainerEvent, ContainerState
+from agent.pods.container_create import enter
+from agent.pods.context import Pods
+from agent.pods.exits import record_exit, release_task
+from agent.pods.registry import Container, Sandbox
+from agent.runtime.v2.task import CreateTask
+from agent.store.kinds import Kind
+from agent.store.ledger import Intent
+from cri.api import api_pb2 as cri
+
+_log = log.get("pods")
+
+
+async def start_container(pods: Pods, request: cri.StartContainerRequest) -> cri.StartContainerResponse:
+    """CRI StartContainer.
+
+    Raises:
+        NotFound: no such container.
+        FailedPrecondition: it was started already, or its sandbox is not ready.
+        Unknown: the engine refused; the message is the engine's.
+    """
+    live = pods.registry.containers.get(request.container_id)
+    sandbox = pods.registry.sandboxes.get(live.record.sandbox_id)
+    await pods.once(f"StartContainer {live.record.id}", lambda: _start(pods, sandbox, live))
+    return cri.StartContainerResponse()
+
+
+async def _start(pods: Pods, sandbox: Sandbox, live: Container) -> None:
+    container_id = live.record.id
+    enter(sandbox)
+    try:
+        async with pods.locks.hold(container_id):
+            await pods.registry.containers.update(live, live.record.after(ContainerEvent.START))
+            try:
+                await _run_task(pods, sandbox, live)
+            except Exception as error:
+                failed = Exit(START_ERROR_STATUS, time.time_ns(), reason=REASON_START_ERROR, message=str(error))
+                await record_exit(pods, live, failed)
+                await release_task(pods, container_id)
+                raise
+    finally:
+        sandbox.left()
+    _log.info("container started", sandbox=sandbox.record.id, container=container_id, pid=live.record.pid)
+
+
+async def _run_task(pods: Pods, sandbox: Sandbox, live: Container) -> None:
+    record = live.record
+    owner = {"sandbox": sandbox.record.id, "container": record.id}
+    await pods.ledger.intend(
+        Intent(Kind.FIFO, record.id, **owner),
+        Intent(Kind.LOG, record.id, **owner),
+        Intent(Kind.TASK, record.id, **owner, data={"handler": sandbox.record.handler}),
+    )
+    await failpoints.hit("pods.container_start.stdio")
+    stdio = await pods.logs.open(record.id, record.log_path, terminal=record.config.tty)
+    await pods.ledger.hold(Kind.FIFO, record.id)
+    await pods.ledger.hold(Kind.LOG, record.id)
+    await failpoints.hit("pods.container_start.create")
+    task = await pods.tasks.create(
+        CreateTask(
+            id=record.id,
+            sandbox_id=sandbox.record.id,
+            handler=pods.handler(sandbox.record.handler),
+            spec=record.spec,
+            rootfs=list(record.rootfs),
+            stdin="",
+            stdout=stdio.stdout,
+            stderr=stdio.stderr,
+            terminal=record.config.tty,
+        )
+    )
+    await failpoints.hit("pods.container_start.start")
+    await task.start()
+    await failpoints.hit("pods.container_start.record")
+    if live.record.state is ContainerState.STARTING:
+        running = live.record.after(ContainerEvent.STARTED, started_at=time.time_ns(), pid=task.pid)
+        await pods.registry.containers.update(live, running)

@@ -1,0 +1,111 @@
+"""What happens when a container's init ends, whoever notices: drain the log, record the exit once, release the task.
+
+The v2 manager publishes each exit once; here one task per exit acts on it, under the container's lock. Recording comes
+before freeing: a slow unmount must not delay an init container's exit, and what can't be freed stays in the ledger
+(decisions.md 13).
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+
+from agent import log, timeouts
+from agent.errdefs import OrlopError
+from agent.events import Event, Exit, Subscription, TaskExit, TaskOOM
+from agent.pods.container import (
+    REASON_COMPLETED,
+    REASON_ERROR,
+    REASON_OOM,
+    ContainerEvent,
+    ContainerState,
+)
+from agent.pods.context import Pods
+from agent.pods.registry import Container
+from agent.pods.sandbox import SandboxEvent, SandboxState
+from agent.store.kinds import Kind
+
+_log = log.get("pods")
+_OF_A_TASK = (Kind.TASK, Kind.LOG, Kind.FIFO)
+_SIGKILLED = 137
+
+
+async def watch(pods: Pods, subscription: Subscription) -> None:
+    """Act on task events until the subscription is closed; each exit in a task of its own."""
+    async for event in subscription:
+        await _act(pods, event)
+
+
+async def _act(pods: Pods, event: Event) -> None:
+    match event:
+        case TaskExit(container_id=container_id, exit=exit_):
+            pods.supervisor.start(_exited(pods, container_id, exit_), name=f"exit of {container_id}")
+        case TaskOOM(container_id=container_id):
+            await _out_of_memory(pods, container_id)
+        case _:
+            pass
+
+
+async def _exited(pods: Pods, container_id: str, exit_: Exit) -> None:
+    live = pods.registry.containers.find(container_id)
+    if live is None:
+        await _sandbox_task_exited(pods, container_id)
+        return
+    async with pods.locks.hold(container_id):
+        await drain_log(pods, container_id)
+        await record_exit(pods, live, exit_)
+    await release_task(pods, container_id)
+
+
+async def drain_log(pods: Pods, container_id: str) -> None:
+    """Read what the container wrote last, for a bounded time: Task.Delete closes the pipes for good."""
+    try:
+        await pods.logs.drain(container_id, timeouts.LOG_DRAIN)
+    except OrlopError as error:
+        _log.warning("log not drained", container=container_id, error=str(error))
+
+
+async def record_exit(pods: Pods, live: Container, exit_: Exit) -> None:
+    """Make the exit the container's status, once; later ones are ignored. The caller holds the container's lock."""
+    if live.record.state is ContainerState.EXITED:
+        return
+    reason = exit_.reason
+    if live.record.oom and exit_.status == _SIGKILLED:
+        reason = REASON_OOM
+    record = live.record.after(
+        ContainerEvent.EXIT,
+        exit_code=exit_.status,
+        finished_at=exit_.exited_at or time.time_ns(),
+        reason=reason or (REASON_ERROR if exit_.status else REASON_COMPLETED),
+        message=exit_.message,
+    )
+    await pods.registry.containers.update(live, record)
+    live.exited.set()
+    _log.info("container exited", container=record.id, status=record.exit_code, reason=record.reason)
+
+
+async def release_task(pods: Pods, container_id: str) -> None:
+    """Release what only a running container needs. What fails stays in the ledger and is retried there."""
+    owned = [resource for resource in pods.ledger.owned(container=container_id) if resource.kind in _OF_A_TASK]
+    for resource, error in await pods.releases.release(owned):
+        _log.warning("not released yet, will be tried again", kind=resource.kind, container=container_id, error=str(error))
+
+
+async def _out_of_memory(pods: Pods, container_id: str) -> None:
+    """Flag it for the exit to come; an event that is late corrects the exit it belongs to."""
+    live = pods.registry.containers.find(container_id)
+    if live is None or live.record.oom:
+        return
+    record = replace(live.record, oom=True)
+    if record.state is ContainerState.EXITED and record.exit_code == _SIGKILLED:
+        record = replace(record, reason=REASON_OOM)
+    await pods.registry.containers.update(live, record)
+
+
+async def _sandbox_task_exited(pods: Pods, sandbox_id: str) -> None:
+    """A pod whose sandbox is a task lives as long as that task."""
+    sandbox = pods.registry.sandboxes.find(sandbox_id)
+    if sandbox is None or sandbox.record.state is not SandboxState.READY:
+        return
+    _log.warning("the sandbox's task ended: the sandbox is not ready any more", sandbox=sandbox_id)
+    await pods.registry.sandboxes.update(sandbox, sandbox.record.after(SandboxEvent.PIN_GONE))

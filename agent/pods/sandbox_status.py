@@ -1,0 +1,65 @@
+"""PodSandboxStatus and ListPodSandbox: from memory, never waiting."""
+
+from __future__ import annotations
+
+import json
+import time
+
+from agent.pods.container_status import to_status
+from agent.pods.context import Pods
+from agent.pods.registry import Sandbox
+from cri.api import api_pb2 as cri
+
+
+async def pod_sandbox_status(pods: Pods, request: cri.PodSandboxStatusRequest) -> cri.PodSandboxStatusResponse:
+    """CRI PodSandboxStatus; `verbose` adds pins, IPs and the ledger's view of the pod.
+
+    Raises:
+        NotFound: no such sandbox.
+    """
+    record = pods.registry.sandboxes.get(request.pod_sandbox_id).record
+    status = cri.PodSandboxStatus(
+        id=record.id,
+        metadata=record.config.metadata,
+        state=record.cri_state,
+        created_at=record.created_at,
+        linux=cri.LinuxPodSandboxStatus(namespaces=cri.Namespace(options=record.namespace_options)),
+        labels=record.config.labels,
+        annotations=record.config.annotations,
+        runtime_handler=record.handler,
+    )
+    if record.ips and record.cri_state == cri.SANDBOX_READY:
+        status.network.ip = record.ips[0]
+        status.network.additional_ips.extend(cri.PodIP(ip=ip) for ip in record.ips[1:])
+    info = {}
+    if request.verbose:
+        details = {
+            "pid": record.pid,
+            "state": record.state,
+            "pins": {kind: {"path": pin.path, "inode": pin.inode} for kind, pin in record.pins.items()},
+            "ips": list(record.ips),
+            "cgroupParent": record.cgroup_parent,
+            "ledger": [resource.to_json() for resource in pods.ledger.owned(sandbox=record.id)],
+        }
+        info["info"] = json.dumps(details)
+    return cri.PodSandboxStatusResponse(
+        status=status,
+        info=info,
+        containers_statuses=[to_status(live.record) for live in pods.registry.containers_of(record.id)],
+        timestamp=time.time_ns(),
+    )
+
+
+async def list_pod_sandbox(pods: Pods, request: cri.ListPodSandboxRequest) -> bytes:
+    """CRI ListPodSandbox, as wire bytes; an empty filter lists all."""
+    wanted = request.filter
+    return pods.registry.sandboxes.items(live for live in pods.registry.sandboxes if _matches(live, wanted))
+
+
+def _matches(live: Sandbox, wanted: cri.PodSandboxFilter) -> bool:
+    record = live.record
+    return (
+        record.id.startswith(wanted.id)
+        and (not wanted.HasField("state") or wanted.state.state == record.cri_state)
+        and all(record.config.labels.get(key) == value for key, value in wanted.label_selector.items())
+    )

@@ -1,0 +1,61 @@
+"""Stop signals: names of the CRI enum and of image configs, to Linux numbers and back."""
+
+from __future__ import annotations
+
+import signal
+
+from agent.errdefs import InvalidArgument
+from cri.api import api_pb2 as cri
+
+_ALIASES = {"SIGCLD": "SIGCHLD", "SIGIOT": "SIGABRT", "SIGPOLL": "SIGIO"}
+
+
+def parse(text: str, field: str) -> int:
+    """A signal's number from "SIGTERM", "TERM", "15", "SIGRTMIN+3".
+
+    Raises:
+        InvalidArgument: no such signal.
+    """
+    if text.isdigit() and 1 <= int(text) <= signal.SIGRTMAX:
+        return int(text)
+    name = text.upper() if text.upper().startswith("SIG") else f"SIG{text.upper()}"
+    name = _ALIASES.get(name, name)
+    for base in ("SIGRTMIN", "SIGRTMAX"):
+        offset = name.removeprefix(base)
+        if offset != name and offset[:1] in ("+", "-") and offset[1:].isdigit():
+            number = int(getattr(signal, base)) + int(offset)
+            if signal.SIGRTMIN <= number <= signal.SIGRTMAX:
+                return number
+    try:
+        return int(signal.Signals[name])
+    except KeyError as error:
+        raise InvalidArgument(f"{field} {text!r} is not a signal") from error
+
+
+def from_cri(value: cri.Signal, field: str) -> int | None:
+    """The number for a CRI enum value; None for RUNTIME_DEFAULT, which leaves the choice to the image.
+
+    Raises:
+        InvalidArgument: a number outside of the enum.
+    """
+    if value == cri.SIGNAL_RUNTIME_DEFAULT:
+        return None
+    if value not in cri.Signal.values():
+        raise InvalidArgument(f"{field} {value} is not a signal of the CRI")
+    return parse(cri.Signal.Name(value).removeprefix("SIGNAL_").replace("PLUS", "+").replace("MINUS", "-"), field)
+
+
+def _to_cri() -> dict[int, cri.Signal]:
+    table: dict[int, cri.Signal] = {}
+    for name, value in cri.Signal.items():
+        if value != cri.SIGNAL_RUNTIME_DEFAULT:
+            table.setdefault(parse(name.removeprefix("SIGNAL_").replace("PLUS", "+").replace("MINUS", "-"), name), value)
+    return table
+
+
+_NUMBERS = _to_cri()
+
+
+def to_cri(number: int) -> cri.Signal:
+    """The CRI enum value of a Linux signal number."""
+    return _NUMBERS.get(number, cri.SIGNAL_RUNTIME_DEFAULT)

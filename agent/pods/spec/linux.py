@@ -1,0 +1,153 @@
+"""`linux` of the spec: namespaces, cgroup and resources, devices, masked paths, seccomp."""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+from typing import Any
+
+from agent.errdefs import InvalidArgument, NotFound
+from agent.pods.spec import seccomp
+from agent.pods.spec.inputs import SpecInputs
+from cri.api import api_pb2 as cri
+
+_MEMORY_MINIMUM = 4 << 20
+"""Below 4 MiB no engine can start a process; the kernel's answer would be an OOM kill of runc."""
+
+
+def build(inputs: SpecInputs, rootfs_propagation: str) -> dict[str, Any]:
+    """Raises InvalidArgument and NotFound, naming the field."""
+    security = inputs.security
+    devices, rules = _devices(inputs)
+    spec: dict[str, Any] = {
+        "namespaces": _namespaces(inputs),
+        "cgroupsPath": cgroups_path(inputs),
+        "resources": {"devices": rules, **resources(inputs)},
+        "devices": devices,
+    }
+    if rootfs_propagation:
+        spec["rootfsPropagation"] = rootfs_propagation
+    if not security.privileged:
+        spec["maskedPaths"] = list(security.masked_paths)
+        spec["readonlyPaths"] = list(security.readonly_paths)
+        profile = seccomp.profile(security)
+        if profile is not None:
+            spec["seccomp"] = profile
+    return spec
+
+
+def _namespaces(inputs: SpecInputs) -> list[dict[str, str]]:
+    spaces = [{"type": "mount"}]
+    spaces += [{"type": kind, "path": pin.path} for kind, pin in inputs.sandbox.pins.items()]
+    if inputs.pid_namespace is None:
+        spaces.append({"type": "pid"})
+    elif inputs.pid_namespace:
+        spaces.append({"type": "pid", "path": inputs.pid_namespace})
+    if inputs.facts.cgroup_v2 and not inputs.security.privileged:
+        spaces.append({"type": "cgroup"})
+    return spaces
+
+
+def cgroups_path(inputs: SpecInputs) -> str:
+    """For the cgroupfs driver a path, for systemd `slice:prefix:name` (runc's and crun's form)."""
+    parent = inputs.sandbox.cgroup_parent
+    if inputs.handler.systemd_cgroup:
+        return f"{parent.rstrip('/').rsplit('/', 1)[-1]}:cri-orlop:{inputs.container_id}"
+    return f"{parent.rstrip('/')}/{inputs.container_id}"
+
+
+def resources(inputs: SpecInputs) -> dict[str, Any]:
+    """CPU, memory, huge pages and v2's `unified`, from LinuxContainerResources; zero means: not set."""
+    wanted, facts = inputs.config.linux.resources, inputs.facts
+    field = "config.linux.resources"
+    made: dict[str, Any] = {}
+    cpu: dict[str, Any] = {}
+    for name, value in (("shares", wanted.cpu_shares), ("quota", wanted.cpu_quota), ("period", wanted.cpu_period)):
+        if value < 0 and name != "quota":
+            raise InvalidArgument(f"{field}.cpu_{name} {value} must not be negative")
+        if value:
+            cpu[name] = value
+    for name, text in (("cpus", wanted.cpuset_cpus), ("mems", wanted.cpuset_mems)):
+        if text:
+            cpu[name] = text
+    if cpu:
+        made["cpu"] = cpu
+    if wanted.memory_limit_in_bytes > 0:
+        if wanted.memory_limit_in_bytes < _MEMORY_MINIMUM:
+            raise InvalidArgument(f"{field}.memory_limit_in_bytes {wanted.memory_limit_in_bytes} is below 4 MiB: nothing could start")
+        made["memory"] = {"limit": wanted.memory_limit_in_bytes}
+        if wanted.memory_swap_limit_in_bytes > 0 and facts.swap_accounting:
+            made["memory"]["swap"] = wanted.memory_swap_limit_in_bytes
+    pages = [{"pageSize": limit.page_size, "limit": limit.limit} for limit in wanted.hugepage_limits]
+    if pages and facts.hugetlb:
+        made["hugepageLimits"] = pages
+    if wanted.unified:
+        if not facts.cgroup_v2:
+            raise InvalidArgument(f"{field}.unified needs cgroup v2; this node has v1")
+        made["unified"] = dict(wanted.unified)
+    return made
+
+
+def _devices(inputs: SpecInputs) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """The device nodes to make, and the cgroup rules: nothing but what the engine always allows, and what was asked for."""
+    if inputs.security.privileged:
+        return _host_devices(), [{"allow": True, "access": "rwm"}]
+    devices: list[dict[str, Any]] = []
+    rules: list[dict[str, Any]] = [{"allow": False, "access": "rwm"}]
+    for device in inputs.config.devices:
+        where = f"config.devices[{device.container_path!r}]"
+        if set(device.permissions) - set("rwm"):
+            raise InvalidArgument(f"{where}: permissions {device.permissions!r} are not among 'rwm'")
+        for node in _nodes(where, device):
+            devices.append(node)
+            rules.append({
+                "allow": True, "type": node["type"], "major": node["major"], "minor": node["minor"],
+                "access": device.permissions or "rwm",
+            })  # fmt: skip
+    return devices, rules
+
+
+def _nodes(where: str, device: cri.Device) -> list[dict[str, Any]]:
+    """One node, or those of a directory such as /dev/snd."""
+    try:
+        source = Path(os.path.realpath(device.host_path, strict=True))
+        if not source.is_dir():
+            node = _node(source, device.container_path)
+            if node is None:
+                raise InvalidArgument(f"{where}: host_path {device.host_path!r} is not a device")
+            return [node]
+        below = sorted(path for path in source.rglob("*") if not path.is_dir())
+        nodes = [_node(path, f"{device.container_path}/{path.relative_to(source)}") for path in below]
+    except OSError as error:
+        raise NotFound(f"{where}: host_path {device.host_path!r} can't be used: {error.strerror}") from error
+    return [node for node in nodes if node is not None]
+
+
+def _node(source: Path, target: str) -> dict[str, Any] | None:
+    facts = source.stat()
+    kind = "c" if stat.S_ISCHR(facts.st_mode) else "b" if stat.S_ISBLK(facts.st_mode) else ""
+    if not kind:
+        return None
+    return {
+        "path": target, "type": kind, "major": os.major(facts.st_rdev), "minor": os.minor(facts.st_rdev),
+        "fileMode": stat.S_IMODE(facts.st_mode), "uid": facts.st_uid, "gid": facts.st_gid,
+    }  # fmt: skip
+
+
+_NOT_FOR_CONTAINERS = frozenset({"pts", "shm", "fd", "mqueue", ".lxc", ".lxd-mounts", ".udev", "console"})
+
+
+def _host_devices() -> list[dict[str, Any]]:
+    """Every device node of the host, for privileged containers; those that the engine makes itself are left to it."""
+    found = []
+    for directory, names, files in os.walk("/dev"):
+        names[:] = [name for name in names if not (directory == "/dev" and name in _NOT_FOR_CONTAINERS)]
+        for name in files:
+            path = Path(directory, name)
+            if path.is_symlink() or name == "console":
+                continue
+            node = _node(path, str(path))
+            if node is not None:
+                found.append(node)
+    return found

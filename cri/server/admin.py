@@ -1,0 +1,47 @@
+"""`orlop.admin.v1`: the ledger for `orlop audit`, history for people, image import from a path on the node."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from agent.errdefs import InvalidArgument
+from agent.pods.context import Pods
+from cri.api import admin_pb2
+
+
+async def ledger(pods: Pods, request: admin_pb2.LedgerRequest) -> admin_pb2.LedgerResponse:
+    """Every resource in the ledger, from memory."""
+    return admin_pb2.LedgerResponse(
+        resources=[
+            admin_pb2.Resource(
+                kind=resource.kind,
+                key=resource.key,
+                sandbox=resource.sandbox,
+                container=resource.container,
+                state=resource.state,
+                data=json.dumps(dict(resource.data)),
+                attempts=resource.attempts,
+                error=resource.error,
+                created=resource.created,
+                failed_since=resource.failed_since or 0,
+                next_attempt=resource.next_attempt or 0,
+            )
+            for resource in pods.ledger.all()
+        ]
+    )
+
+
+async def import_image(pods: Pods, request: admin_pb2.ImportImageRequest) -> admin_pb2.ImportImageResponse:
+    """Import an archive; the path is the node's.
+
+    Raises:
+        InvalidArgument: not an absolute path, or not an image archive.
+        NotFound: nothing at the path.
+        DataLoss: a blob whose digest is not what the archive says.
+    """
+    if not request.path.startswith("/"):
+        raise InvalidArgument(f"path {request.path!r} is not an absolute path")
+    # Detached: an import that the client gave up on still ends in a whole image or in nothing.
+    images = await pods.supervisor.detached(pods.images.import_archive(Path(request.path)), name=f"import {request.path}")
+    return admin_pb2.ImportImageResponse(images=[admin_pb2.ImportedImage(id=image.id, tags=image.tags) for image in images])

@@ -1,0 +1,106 @@
+"""One socket, any service: handlers made from the services' descriptors, errors translated in one place.
+
+A method without a verb answers UNIMPLEMENTED with its name. A verb returns a message or, on hot paths, the message's wire
+bytes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import grpc
+from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
+from google.protobuf.message import Message
+from google.protobuf.message_factory import GetMessageClass
+
+from agent import log, metrics
+from agent.aio import in_thread
+from agent.errdefs import Code, OrlopError
+
+Verb = Callable[[Any], Awaitable[Message | bytes]]
+
+_log = log.get("cri")
+_CODES = {code.value[0]: code for code in grpc.StatusCode}
+_MAX_MESSAGE = 16 << 20
+"""Bytes; the kubelet's own limit."""
+
+
+class Edge:
+    """A gRPC server on a unix socket that only root may use."""
+
+    def __init__(self, socket: Path, verbs: Mapping[ServiceDescriptor, Mapping[str, Verb]]) -> None:
+        self._socket = socket
+        self._server = grpc.aio.server(
+            options=[("grpc.max_receive_message_length", _MAX_MESSAGE), ("grpc.max_send_message_length", -1), ("grpc.so_reuseport", 0)]
+        )
+        for service, methods in verbs.items():
+            handlers = {method.name: _handler(method, methods.get(method.name)) for method in service.methods}
+            self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service.full_name, handlers),))
+
+    async def start(self) -> None:
+        """Listen. A socket left by an earlier run is replaced: the state directory's lock says that nobody serves it."""
+        await in_thread(_make_room, self._socket)
+        self._server.add_insecure_port(f"unix:{self._socket}")
+        await self._server.start()
+        await in_thread(self._socket.chmod, 0o600)
+
+    async def stop(self, grace: float) -> None:
+        """Take no new calls, give those in flight `grace` seconds, close."""
+        await self._server.stop(grace)
+        await in_thread(self._socket.unlink, missing_ok=True)
+
+
+def _make_room(socket: Path) -> None:
+    socket.parent.mkdir(mode=0o711, parents=True, exist_ok=True)
+    socket.unlink(missing_ok=True)
+
+
+def _handler(method: MethodDescriptor, verb: Verb | None) -> grpc.RpcMethodHandler[Any, Any]:
+    request_class: Any = GetMessageClass(method.input_type)
+
+    async def answer(request: Message, context: grpc.aio.ServicerContext[Any, Any]) -> Message | bytes:
+        if verb is None:
+            await context.abort(grpc.StatusCode.UNIMPLEMENTED, f"{method.full_name} is not implemented by orlop")
+        return await _measured(method.name, verb, request, context)
+
+    async def stream(request: Message, context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[bytes]:
+        await context.abort(grpc.StatusCode.UNIMPLEMENTED, f"{method.full_name} is not implemented by orlop")
+        yield b""
+
+    if method.server_streaming:
+        return grpc.unary_stream_rpc_method_handler(stream, request_deserializer=request_class.FromString)
+    return grpc.unary_unary_rpc_method_handler(answer, request_deserializer=request_class.FromString, response_serializer=_serialise)
+
+
+def _serialise(response: Message | bytes) -> bytes:
+    return response if isinstance(response, bytes) else response.SerializeToString()
+
+
+async def _measured(name: str, verb: Verb, request: Message, context: grpc.aio.ServicerContext[Any, Any]) -> Message | bytes:
+    started = time.monotonic()
+    metrics.cri_operations.labels(name).inc()
+    try:
+        return await verb(request)
+    except asyncio.CancelledError:
+        metrics.cri_errors.labels(name, Code.CANCELLED.name).inc()
+        raise
+    except OrlopError as error:
+        code, text = error.code, sentence(error)
+        _log.info("call refused", method=name, code=code.name, error=text)
+    except Exception as error:
+        code, text = Code.INTERNAL, f"{name} failed inside the agent: {sentence(error) or type(error).__name__}"
+        _log.error("call failed", method=name, error=text, exc_info=error)
+    finally:
+        metrics.cri_seconds.labels(name).observe(time.monotonic() - started)
+    metrics.cri_errors.labels(name, code.name).inc()
+    await context.abort(_CODES[code], text)
+    raise AssertionError("abort raises")
+
+
+def sentence(error: BaseException) -> str:
+    """The error for people, with what was noted on its way up."""
+    return "; ".join([str(error), *getattr(error, "__notes__", [])])

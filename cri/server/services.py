@@ -1,0 +1,80 @@
+"""Which verb answers which RPC."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from functools import partial
+
+from google.protobuf.descriptor import ServiceDescriptor
+from google.protobuf.message import Message
+
+from agent.pods import (
+    container_create,
+    container_log,
+    container_remove,
+    container_start,
+    container_status,
+    container_stop,
+    exec_sync,
+    runtime_status,
+    sandbox_remove,
+    sandbox_run,
+    sandbox_status,
+    sandbox_stop,
+)
+from agent.pods.context import Pods
+from cri.api import admin_pb2, api_pb2
+from cri.server import admin, images
+from cri.server.edge import Verb
+
+_RUNTIME_READS = {
+    "Version": runtime_status.version,
+    "Status": runtime_status.status,
+    "RuntimeConfig": runtime_status.runtime_config,
+    "PodSandboxStatus": sandbox_status.pod_sandbox_status,
+    "ListPodSandbox": sandbox_status.list_pod_sandbox,
+    "ContainerStatus": container_status.container_status,
+    "ListContainers": container_status.list_containers,
+}
+_RUNTIME_VERBS = {
+    "RunPodSandbox": sandbox_run.run_pod_sandbox,
+    "StopPodSandbox": sandbox_stop.stop_pod_sandbox,
+    "RemovePodSandbox": sandbox_remove.remove_pod_sandbox,
+    "CreateContainer": container_create.create_container,
+    "StartContainer": container_start.start_container,
+    "StopContainer": container_stop.stop_container,
+    "RemoveContainer": container_remove.remove_container,
+    "ReopenContainerLog": container_log.reopen_container_log,
+    "ExecSync": exec_sync.exec_sync,
+}
+_IMAGE_VERBS = {
+    "ListImages": images.list_images,
+    "ImageStatus": images.image_status,
+    "RemoveImage": images.remove_image,
+    "ImageFsInfo": images.image_fs_info,
+}
+_ADMIN_VERBS = {
+    "Ledger": admin.ledger,
+    "History": admin.history,
+    "ImportImage": admin.import_image,
+}
+
+
+def verbs(pods: Pods, recovered: asyncio.Event) -> Mapping[ServiceDescriptor, Mapping[str, Verb]]:
+    """The tables of all services. What changes pods waits until `recovered`; what reads answers from the first moment."""
+
+    def after_recovery(verb: Verb) -> Verb:
+        async def gated(request: Message) -> Message | bytes:
+            await recovered.wait()
+            return await verb(request)
+
+        return gated
+
+    runtime: dict[str, Verb] = {name: partial(verb, pods) for name, verb in _RUNTIME_READS.items()}
+    runtime |= {name: after_recovery(partial(verb, pods)) for name, verb in _RUNTIME_VERBS.items()}
+    return {
+        api_pb2.DESCRIPTOR.services_by_name["RuntimeService"]: runtime,
+        api_pb2.DESCRIPTOR.services_by_name["ImageService"]: {name: partial(verb, pods) for name, verb in _IMAGE_VERBS.items()},
+        admin_pb2.DESCRIPTOR.services_by_name["Admin"]: {name: partial(verb, pods) for name, verb in _ADMIN_VERBS.items()},
+    }
