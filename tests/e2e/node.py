@@ -1,0 +1,149 @@
+"""What a pod can leave behind on the node, seen plainly: /proc, mountinfo, directories, `ip` and `iptables-save`.
+
+Written apart from the agent's own audit (`agent.leaks`), and on purpose with none of its code: the one checks the other. It relies on the
+node of `tests/e2e/enter`, where every process and everything below /run is the tests' own, so that whatever is new is a leak, unless
+FURNITURE says what it is.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import stat
+import subprocess
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+CGROUPS = Path("/sys/fs/cgroup")
+CGROUP_PARENT = os.environ.get("ORLOP_E2E_CGROUP", "")
+"""The cgroup of this run, as a path below each hierarchy; set by `tests/e2e/enter`."""
+
+FURNITURE = {
+    r"/run/xtables\.lock": "made by the first iptables",
+    r"/run/mount(/utab.*)?": "notes of mount(8)",
+    r"/run/netns|/run/containerd(/s)?": "where namespaces are pinned and shims listen; empty",
+    r"/var/lib/cni/networks(/[^/]+(/lock|/last_reserved_ip\.\d+)?)?": "host-local's own files; a lease is named like its address",
+}
+"""Paths that may appear and stay, as regular expressions of the whole path -> what they are."""
+
+
+@dataclass(frozen=True)
+class Process:
+    """A process; `start_time` (clock ticks since boot) tells it from a later one with the same number."""
+
+    pid: int
+    start_time: int
+    state: str
+    name: str
+    argv: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return f"{self.pid} {self.name} ({self.state}, started at {self.start_time}): {' '.join(self.argv)}"
+
+
+def processes() -> Iterator[Process]:
+    """All processes of the node, zombies too."""
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            name, fields = re.fullmatch(r"\d+ \((.*)\) (.*)\n", (entry / "stat").read_text(), re.DOTALL).groups()  # type: ignore[union-attr]  # the kernel's format
+            argv = (entry / "cmdline").read_bytes().decode(errors="replace").split("\0")[:-1]
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        state, *numbers = fields.split()
+        yield Process(int(entry.name), int(numbers[18]), state, name, tuple(argv))
+
+
+def shims(sandbox: str = "") -> list[Process]:
+    """The serving shims, of all sandboxes or of one."""
+    found = [process for process in processes() if process.argv and Path(process.argv[0]).name.startswith("containerd-shim-")]
+    return [shim for shim in found if not sandbox or sandbox in shim.argv]
+
+
+def runc_inits() -> list[Process]:
+    """Processes that `runc create` made and nobody started, or not yet."""
+    return [process for process in processes() if process.name == "runc:[2:INIT]"]
+
+
+@dataclass(frozen=True)
+class NodeSnapshot:
+    """Everything of interest on the node at one moment, each thing as a phrase that tells what and where."""
+
+    trees: tuple[Path, ...]
+    things: frozenset[str]
+
+    @classmethod
+    def take(cls, *trees: Path) -> NodeSnapshot:
+        """Looks at the node, and at all files below `trees` besides /run and /var/lib/cni."""
+        things = {*links(), *nat_chains(), *mounts(), *cgroups()}
+        for tree in (Path("/run"), Path("/var/lib/cni"), *trees):
+            things.update(files(tree))
+        things.update(f"process {process}" for process in processes())
+        return cls(trees, frozenset(things))
+
+    def diff(self) -> list[str]:
+        """What is on the node now and wasn't then."""
+        return sorted(self.take(*self.trees).things - self.things)
+
+    def left(self, within: float = 10) -> list[str]:
+        """`diff()`, once it is empty or `within` seconds are over: the kernel frees some things after the call that gave them up."""
+        deadline = time.monotonic() + within
+        while (left := self.diff()) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        return left
+
+
+def mounts() -> Iterator[str]:
+    for line in Path("/proc/self/mountinfo").read_text().splitlines():
+        before, after = line.split(" - ")
+        mount_id, _parent, _device, _root, mount_point = before.split()[:5]
+        yield f"mount {mount_point} ({after.split()[0]}, id {mount_id})"
+
+
+def cgroups() -> Iterator[str]:
+    """The directories below this run's cgroup, in every hierarchy."""
+    for hierarchy in (CGROUPS, *CGROUPS.iterdir()):
+        for folder, _, _ in os.walk(f"{hierarchy}{CGROUP_PARENT}/"):
+            yield f"cgroup {folder}"
+
+
+def files(tree: Path) -> Iterator[str]:
+    """All files below `tree`, FURNITURE aside; what is mounted there is told by mounts()."""
+    furniture = re.compile("|".join(FURNITURE))
+    for folder, folders, names in os.walk(tree):
+        for name in [*folders, *names]:
+            path = Path(folder, name)
+            try:
+                found = path.lstat()
+            except FileNotFoundError:
+                continue
+            if found.st_dev != tree.lstat().st_dev:
+                if name in folders:
+                    folders.remove(name)
+            elif not furniture.fullmatch(str(path)):
+                yield f"{kind(found.st_mode)} {path}"
+
+
+def kind(mode: int) -> str:
+    kinds = {stat.S_IFSOCK: "socket", stat.S_IFIFO: "FIFO", stat.S_IFDIR: "directory", stat.S_IFLNK: "link"}
+    return kinds.get(stat.S_IFMT(mode), "file")
+
+
+def links() -> Iterator[str]:
+    """Network interfaces; the bridge plugin keeps its bridges."""
+    for link in json.loads(output("ip", "-json", "-details", "link", "show")):
+        if link.get("linkinfo", {}).get("info_kind") != "bridge":
+            yield f"link {link['ifname']} (index {link['ifindex']})"
+
+
+def nat_chains() -> Iterator[str]:
+    """Chains of one CNI attachment: they are named by a hash, unlike those that portmap shares between all."""
+    for tool in ("iptables-save", "ip6tables-save"):
+        for chain in re.findall(r"^:(CNI-\S*[0-9a-f]{16}\S*)", output(tool, "-t", "nat"), re.MULTILINE):
+            yield f"nat chain {chain} ({tool})"
+
+
+def output(*argv: str) -> str:
+    return subprocess.run(argv, check=True, capture_output=True, text=True).stdout
