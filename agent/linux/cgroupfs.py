@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 from typing import Literal
 
 from agent.errdefs import InvalidArgument
+from agent.linux import files
 
 Mode = Literal["v1", "hybrid", "v2"]
 
@@ -74,6 +76,6 @@ def enter(root: Path, path: str, pid: int) -> None:
     """
     directories = below(root, path)
     if not directories:
-        raise FileNotFoundError(2, "no hierarchy has this cgroup", path)
+        raise FileNotFoundError(errno.ENOENT, "no hierarchy has this cgroup", path)
     for directory in directories:
-        (directory / "cgroup.procs").write_text(f"{pid}\n")
+        files.write(f"{directory}/cgroup.procs", str(pid))

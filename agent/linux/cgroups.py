@@ -19,7 +19,7 @@ from pathlib import Path
 from agent import metrics
 from agent.aio import in_thread
 from agent.errdefs import Busy, DeadlineExceeded
-from agent.linux import cgroupfs, procfs
+from agent.linux import cgroupfs, files, procfs
 from agent.linux.processes import open_pidfd
 
 _FIRST_POLL, _LAST_POLL = 0.002, 0.05
@@ -57,7 +57,7 @@ class Cgroups:
     async def of_process(self, pid: int) -> dict[str, str]:
         """Where process `pid` is: controllers to path, as `cgroupfs.parse_membership`. Empty: it is gone."""
         try:
-            return cgroupfs.parse_membership(await in_thread(procfs.read, f"{self._proc}/{pid}/cgroup"))
+            return cgroupfs.parse_membership(await in_thread(files.read, f"{self._proc}/{pid}/cgroup"))
         except (FileNotFoundError, ProcessLookupError):
             return {}
 
@@ -131,8 +131,9 @@ class Cgroups:
             directory = mount
             for part in name.split("/"):
                 parent, directory = directory, directory / part
+                made = not directory.is_dir()
                 directory.mkdir(exist_ok=True)
-                if hierarchy != cgroupfs.UNIFIED:
+                if hierarchy != cgroupfs.UNIFIED and (made or directory == mount / name):  # an ancestor that was there is not ours
                     _inherit_cpuset(parent, directory)
 
     def _processes(self, name: str) -> set[int]:
@@ -140,17 +141,26 @@ class Cgroups:
 
     def _kill(self, name: str) -> set[int]:
         """One round of `kill`; the processes that it found."""
-        by_number = set()
-        found = set()
-        for directory in self._subtree(name):
-            # A frozen process of v1 doesn't even die of SIGKILL.
-            _write_if_there(f"{directory}/freezer.state", "THAWED")
-            _write_if_there(f"{directory}/cgroup.freeze", "0")
-            members = _members(directory)
-            found |= members
-            if members and not _write_if_there(f"{directory}/cgroup.kill", "1"):
-                by_number |= members
-        held = {pid: pidfd for pid in by_number if (pidfd := open_pidfd(pid)) is not None}
+        found = self._processes(name)
+        if not found:
+            return found
+        tops = self._directories(name)
+        try:
+            if not all(_write_if_there(f"{top}/cgroup.kill", "1") for top in tops):  # v1, and v2 before Linux 5.14
+                # Frozen, nobody gets away by forking faster than the list is read.
+                for top in tops:
+                    _write_if_there(f"{top}/freezer.state", "FROZEN")
+                    _write_if_there(f"{top}/cgroup.freeze", "1")
+                self._kill_by_number(name)
+        finally:
+            # By whomever frozen: on v1 such a process doesn't even die of SIGKILL.
+            for directory in self._subtree(name):
+                _write_if_there(f"{directory}/freezer.state", "THAWED")
+                _write_if_there(f"{directory}/cgroup.freeze", "0")
+        return found
+
+    def _kill_by_number(self, name: str) -> None:
+        held = {pid: pidfd for pid in self._processes(name) if (pidfd := open_pidfd(pid)) is not None}
         try:
             # The number may have come to mean another process before we held it. One that is listed here after that, and
             # that our pidfd still reaches, is in the cgroup.
@@ -160,7 +170,6 @@ class Cgroups:
         finally:
             for pidfd in held.values():
                 os.close(pidfd)
-        return found
 
     def _remove_pass(self, name: str) -> list[str]:
         """Try each directory once, the lowest first; those that are left."""
@@ -179,7 +188,7 @@ class Cgroups:
         names = []
         for pid in sorted(pids)[:20]:
             try:
-                stat = procfs.parse_stat(procfs.read(f"{self._proc}/{pid}/stat"))
+                stat = procfs.parse_stat(files.read(f"{self._proc}/{pid}/stat"))
                 names.append(f"process {pid} ({stat.comm}, state {stat.state})")
             except (FileNotFoundError, ProcessLookupError):
                 names.append(f"process {pid}, which is ending")
@@ -189,7 +198,7 @@ class Cgroups:
 def _members(directory: str) -> set[int]:
     """The processes of one cgroup. One that other code removed meanwhile has none."""
     try:
-        return {int(number) for number in procfs.read(f"{directory}/cgroup.procs").split()}
+        return {int(number) for number in files.read(f"{directory}/cgroup.procs").split()}
     except OSError as error:
         # A threaded cgroup of v2 doesn't list processes; the domain above it does.
         if error.errno in {*_GONE, errno.EOPNOTSUPP}:
@@ -198,13 +207,9 @@ def _members(directory: str) -> set[int]:
 
 
 def _write_if_there(path: str, text: str) -> bool:
-    """Write a control file, never making one; whether it is there."""
+    """Write a control file; whether there is one."""
     try:
-        descriptor = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
-        try:
-            os.write(descriptor, text.encode())
-        finally:
-            os.close(descriptor)
+        files.write(path, text)
     except OSError as error:
         if error.errno in _GONE:
             return False

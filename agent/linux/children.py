@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import os
 import select
 import shutil
@@ -18,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from agent.linux import cgroupfs
+from agent.linux import cgroupfs, files
 from agent.linux.procfs import Identity, parse_stat
 
 OUTPUT_LIMIT = 1 << 20
@@ -83,7 +84,7 @@ def spawn(command: Command, *, piped: bool, proc: Path, cgroup_root: Path) -> Ch
     pidfd = -1
     try:
         pidfd = os.pidfd_open(popen.pid)
-        start_time = parse_stat((proc / str(popen.pid) / "stat").read_bytes()).start_time
+        start_time = parse_stat(files.read(f"{proc}/{popen.pid}/stat")).start_time
         if command.cgroup and popen.stdin is not None:
             cgroupfs.enter(cgroup_root, command.cgroup, popen.pid)
             popen.stdin.write(b"\n")
@@ -103,7 +104,7 @@ def _require_executable(command: Command) -> None:
     name = command.argv[0]
     path = str(command.cwd / name) if "/" in name else name
     if shutil.which(path, path=command.env.get("PATH", os.defpath)) is None:
-        raise FileNotFoundError(2, "no such executable", name)
+        raise FileNotFoundError(errno.ENOENT, "no such executable", name)
 
 
 async def readable(descriptor: int) -> None:

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from agent.linux import cgroupfs, procfs
-from agent.linux.mountinfo import MountInfo, parse_mountinfo
+from agent.linux import cgroupfs, files, procfs
+from agent.linux.mountinfo import MountInfo, is_below, parse_mountinfo
 
 How = Literal["cwd", "root", "exe", "fd", "map", "mount namespace"]
 
@@ -40,7 +40,7 @@ class Holder:
 
 def find_holders(path: Path, proc: Path, found: list[Holder]) -> None:
     """Append to `found`, as they are met, the holders of the topmost mount at `path` and of what is below that path."""
-    table = parse_mountinfo(procfs.read(f"{proc}/self/mountinfo"))
+    table = parse_mountinfo(files.read(f"{proc}/self/mountinfo"))
     target = next((mount for mount in reversed(table) if mount.mount_point == path), None)
     search = _Search(path, proc, target, sum(target is not None and mount.device == target.device for mount in table) == 1)
     pids = procfs.pids(proc)
@@ -56,8 +56,7 @@ class _Search:
     """The looks at one process. Each yields what it holds: how, and the path."""
 
     def __init__(self, path: Path, proc: Path, target: MountInfo | None, alone: bool) -> None:
-        self._path = os.fspath(path)
-        self._below = self._path.rstrip("/") + "/"
+        self._path = path
         self._proc = proc
         self._target = target
         # Of a file system that is mounted here only, every mapping is a holder, also of processes that see it elsewhere.
@@ -68,11 +67,11 @@ class _Search:
         hows: tuple[How, ...] = ("cwd", "root", "exe")
         for how in hows:
             with contextlib.suppress(OSError):
-                if self._is_below(link := os.readlink(f"{self._proc}/{pid}/{how}")):
+                if is_below(link := os.readlink(f"{self._proc}/{pid}/{how}"), self._path):
                     yield how, link
         for descriptor in os.listdir(f"{self._proc}/{pid}/fd"):
             with contextlib.suppress(OSError):
-                if self._is_below(link := os.readlink(f"{self._proc}/{pid}/fd/{descriptor}")):
+                if is_below(link := os.readlink(f"{self._proc}/{pid}/fd/{descriptor}"), self._path):
                     yield "fd", link
                     return
 
@@ -81,20 +80,17 @@ class _Search:
         if namespace in self._namespaces:
             return
         self._namespaces.add(namespace)
-        for mount in parse_mountinfo(procfs.read(f"{self._proc}/{pid}/mountinfo")):
+        for mount in parse_mountinfo(files.read(f"{self._proc}/{pid}/mountinfo")):
             if self._is_copy(mount):
                 yield "mount namespace", os.fspath(mount.mount_point)
                 return
 
     def mapping(self, pid: int) -> Iterator[tuple[How, str]]:
-        for line in procfs.read(f"{self._proc}/{pid}/maps").split(b"\n"):
+        for line in files.read(f"{self._proc}/{pid}/maps").split(b"\n"):
             fields = line.split(None, 5)  # addresses, permissions, offset, device in hex, inode, path
-            if len(fields) == 6 and (self._is_below(os.fsdecode(fields[5])) or self._is_device(fields[3])):
+            if len(fields) == 6 and (is_below(os.fsdecode(fields[5]), self._path) or self._is_device(fields[3])):
                 yield "map", os.fsdecode(fields[5])
                 return
-
-    def _is_below(self, path: str) -> bool:
-        return path == self._path or path.startswith(self._below)
 
     def _is_device(self, device: bytes) -> bool:
         major, _, minor = device.partition(b":")
@@ -103,20 +99,19 @@ class _Search:
     def _is_copy(self, mount: MountInfo) -> bool:
         """Whether a mount of another namespace is of the same tree, or, when nothing is mounted here, at the same place."""
         if self._target is None:
-            return self._is_below(os.fspath(mount.mount_point))
-        root = self._target.root
-        return mount.device == self._target.device and (mount.root == root or mount.root.startswith(root.rstrip("/") + "/"))
+            return is_below(os.fspath(mount.mount_point), self._path)
+        return mount.device == self._target.device and is_below(mount.root, Path(self._target.root))
 
 
 def _command(proc: Path, pid: int) -> str:
     with contextlib.suppress(OSError):
-        arguments = " ".join(procfs.split_arguments(procfs.read(f"{proc}/{pid}/cmdline")))
-        return arguments[:_COMMAND_LENGTH] or os.fsdecode(procfs.read(f"{proc}/{pid}/comm")).strip()
+        arguments = " ".join(procfs.split_arguments(files.read(f"{proc}/{pid}/cmdline")))
+        return arguments[:_COMMAND_LENGTH] or os.fsdecode(files.read(f"{proc}/{pid}/comm")).strip()
     return "gone"
 
 
 def _cgroup(proc: Path, pid: int) -> str:
     """The most telling of its cgroups: on v1 some hierarchies may have it in their root."""
     with contextlib.suppress(OSError):
-        return max(cgroupfs.parse_membership(procfs.read(f"{proc}/{pid}/cgroup")).values(), key=len, default="/")
+        return max(cgroupfs.parse_membership(files.read(f"{proc}/{pid}/cgroup")).values(), key=len, default="/")
     return "unknown"

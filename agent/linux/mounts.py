@@ -18,9 +18,9 @@ from pathlib import Path
 from agent import log, metrics
 from agent.aio import in_thread, within
 from agent.errdefs import Busy, DeadlineExceeded
-from agent.linux import libc, mountoptions, procfs
+from agent.linux import files, libc, mountoptions
 from agent.linux.holders import Holder, find_holders
-from agent.linux.mountinfo import MountInfo, parse_mountinfo, under
+from agent.linux.mountinfo import MountInfo, parse_below, parse_mountinfo
 from agent.linux.throwaway import in_own_thread
 
 __all__ = ["Holder", "Mount", "MountInfo", "Mounts", "parse_mountinfo"]
@@ -53,11 +53,11 @@ class Mounts:
 
     async def table(self) -> list[MountInfo]:
         """Every mount, in the kernel's order, which is that of making."""
-        return await in_thread(self._table)
+        return await in_thread(lambda: parse_mountinfo(self._read_table()))
 
     async def at_or_below(self, path: Path) -> list[MountInfo]:
         """The mounts at and below `path`, in order of making."""
-        return await in_thread(lambda: under(self._table(), _real(path)))
+        return await in_thread(lambda: self._below(_real(path)))
 
     async def mount(self, mount: Mount, target: Path) -> None:
         """Make `mount` at `target`, which exists. All its options hold when this returns; else nothing is mounted.
@@ -119,27 +119,30 @@ class Mounts:
         reasons = [str(holder) for holder in holders] + [f"the mount {mount_point} below it" for mount_point in below]
         return Busy(f"can't unmount {path}, it is held by {'; '.join(reasons) or 'nobody that is to be seen'}. It stays mounted")
 
-    def _table(self) -> list[MountInfo]:
-        return parse_mountinfo(procfs.read(f"{self._proc}/self/mountinfo"))
+    def _read_table(self) -> bytes:
+        return files.read(f"{self._proc}/self/mountinfo")
+
+    def _below(self, path: Path) -> list[MountInfo]:
+        return parse_below(self._read_table(), path)
 
     def _unmount(self, path: Path, flags: int) -> None:
         try:
             libc.umount2(path, flags | libc.UMOUNT_NOFOLLOW)
         except OSError as error:
             # EINVAL is "not a mount point", but also "this mount is locked", which must not pass for success.
-            if error.errno not in _NOTHING_THERE or any(mount.mount_point == _real(path) for mount in self._table()):
+            if error.errno not in _NOTHING_THERE or any(mount.mount_point == _real(path) for mount in self._below(_real(path))):
                 raise
 
     def _unmount_pass(self, path: Path) -> list[MountInfo]:
         """Try each mount once; what is left."""
-        for mount in reversed(under(self._table(), path)):
+        for mount in reversed(self._below(path)):
             try:
                 libc.umount2(mount.mount_point, libc.UMOUNT_NOFOLLOW)
             except OSError as error:
                 # Nothing there: it went along with another one that it was propagated from, or a later mount hides it.
                 if error.errno != errno.EBUSY and error.errno not in _NOTHING_THERE:
                     raise
-        return under(self._table(), path)
+        return self._below(path)
 
 
 def _mount(plan: Sequence[mountoptions.Call], target: Path) -> None:

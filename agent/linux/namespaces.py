@@ -25,7 +25,7 @@ from pathlib import Path
 
 from agent.aio import in_thread
 from agent.errdefs import InvalidArgument
-from agent.linux import libc, netlink
+from agent.linux import files, libc, netlink
 from agent.linux.throwaway import in_own_thread
 
 _FLAGS = {"net": libc.CLONE_NEWNET, "ipc": libc.CLONE_NEWIPC, "uts": libc.CLONE_NEWUTS}
@@ -110,8 +110,7 @@ class Namespaces:
 
     def _apply(self, sysctls: Mapping[str, str]) -> None:
         for name, value in sysctls.items():
-            with open(self._proc / "sys" / _sysctl_path(name), "w") as file:
-                file.write(value)
+            files.write(f"{self._proc}/sys/{_sysctl_path(name)}", value)
 
 
 def _enter(pin: Path) -> str:

@@ -20,7 +20,7 @@ from types import TracebackType
 
 from agent.aio import Supervisor, in_thread, within
 from agent.errdefs import DeadlineExceeded
-from agent.linux import procfs
+from agent.linux import files, procfs
 from agent.linux.children import Child, Command, Completed, is_readable, readable, spawn
 from agent.linux.procfs import Identity, ProcessInfo, Stat
 
@@ -133,7 +133,7 @@ class Processes:
         return await in_thread(lambda: list(procfs.scan(self._proc)))
 
     async def stop(self) -> None:
-        """End what `run` still runs, and let go of what `start` started."""
+        """Let go of what `start` started. What `run` runs ends with its callers."""
         await self._supervisor.stop(0)
 
     async def _run(self, command: Command) -> Completed:
@@ -172,7 +172,7 @@ class Processes:
 
     def _stat(self, pid: int) -> Stat | None:
         try:
-            return procfs.parse_stat(procfs.read(f"{self._proc}/{pid}/stat"))
+            return procfs.parse_stat(files.read(f"{self._proc}/{pid}/stat"))
         except (FileNotFoundError, ProcessLookupError):
             return None
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from agent.linux import cgroupfs
+from agent.linux import cgroupfs, files
 
 
 @dataclass(frozen=True)
@@ -69,24 +69,12 @@ def scan(proc: Path) -> Iterator[ProcessInfo]:
     for pid in pids(proc):
         # A process that ends meanwhile is ENOENT at open and ESRCH at read.
         with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-            stat = parse_stat(read(f"{proc}/{pid}/stat"))
-            arguments = read(f"{proc}/{pid}/cmdline")
-            cgroups = cgroupfs.parse_membership(read(f"{proc}/{pid}/cgroup"))
+            stat = parse_stat(files.read(f"{proc}/{pid}/stat"))
+            arguments = files.read(f"{proc}/{pid}/cmdline")
+            cgroups = cgroupfs.parse_membership(files.read(f"{proc}/{pid}/cgroup"))
             yield ProcessInfo(pid, stat.ppid, stat.comm, split_arguments(arguments), stat.state, stat.start_time, cgroups)
 
 
 def split_arguments(data: bytes) -> tuple[str, ...]:
     """/proc/PID/cmdline: each argument ends with NUL; a process that overwrote them (a title) may have left out the last."""
     return tuple(os.fsdecode(argument) for argument in data.removesuffix(b"\0").split(b"\0")) if data else ()
-
-
-def read(path: str) -> bytes:
-    """A file of /proc as a whole, with fewer system calls than `Path.read_bytes` needs: tables are read by the thousand."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        chunks = []
-        while chunk := os.read(descriptor, 1 << 16):
-            chunks.append(chunk)
-        return b"".join(chunks)
-    finally:
-        os.close(descriptor)
