@@ -43,3 +43,5 @@ DAEMON_STOP = 20.0
 """Orderly stop of the daemon: calls in flight get this long."""
 IN_FLIGHT = 30.0
 """StopPodSandbox waits this long for creates and starts in flight; then their shim is killed under them."""
+RELEASE = 300.0
+"""One attempt to release one ledger entry, above the budgets of its steps: a releaser that hangs is given up and tried again."""
