@@ -10,6 +10,8 @@ from __future__ import annotations
 import ctypes
 import fcntl
 import os
+import struct
+from collections.abc import Collection
 
 StrPath = str | os.PathLike[str]
 
@@ -56,6 +58,18 @@ CLONE_NEWNET = 0x40000000
 # fcntl.h
 SPLICE_F_NONBLOCK = 0x2
 
+# linux/prctl.h
+PR_CAPBSET_DROP = 24
+PR_SET_NO_NEW_PRIVS = 38
+
+# linux/capability.h
+CAP_CHOWN = 0
+CAP_DAC_OVERRIDE = 1
+CAP_FOWNER = 3
+CAP_FSETID = 4
+CAP_MKNOD = 27
+CAP_SETFCAP = 31
+
 # linux/nsfs.h
 NS_GET_USERNS = 0xB701
 NS_GET_NSTYPE = 0xB703
@@ -68,6 +82,9 @@ _libc.setns.argtypes = (ctypes.c_int, ctypes.c_int)
 _libc.sethostname.argtypes = (ctypes.c_char_p, ctypes.c_size_t)
 _libc.tee.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_size_t, ctypes.c_uint)
 _libc.tee.restype = ctypes.c_ssize_t
+_libc.syncfs.argtypes = (ctypes.c_int,)
+_libc.prctl.argtypes = (ctypes.c_int, ctypes.c_ulong, ctypes.c_ulong, ctypes.c_ulong, ctypes.c_ulong)
+_libc.capset.argtypes = (ctypes.c_char_p, ctypes.c_char_p)
 
 
 def mount(source: StrPath, target: StrPath, fstype: str, flags: int, data: str = "") -> None:
@@ -110,6 +127,27 @@ def tee(source: int, target: int, length: int, flags: int) -> int:
     if count < 0:
         raise _error("tee")
     return count
+
+
+def syncfs(descriptor: int) -> None:
+    """syncfs(2): everything dirty on the file system of an open file is on disk when it returns."""
+    if _libc.syncfs(descriptor) != 0:
+        raise _error("syncfs")
+
+
+def prctl(option: int, argument: int) -> None:
+    """prctl(2) with one argument."""
+    if _libc.prctl(option, argument, 0, 0, 0) != 0:
+        raise _error("prctl")
+
+
+def capset(capabilities: Collection[int]) -> None:
+    """capset(2): the calling thread's effective and permitted sets become these; nothing is inheritable, what is left out is gone."""
+    mask = sum(1 << capability for capability in capabilities)
+    low, high = mask & 0xFFFFFFFF, mask >> 32
+    # _LINUX_CAPABILITY_VERSION_3, pid 0; then effective, permitted, inheritable: of the low half, and of the high one.
+    if _libc.capset(struct.pack("=Ii", 0x20080522, 0), struct.pack("=6I", low, low, 0, high, high, 0)) != 0:
+        raise _error("capset")
 
 
 def ns_get_userns(descriptor: int) -> int:
