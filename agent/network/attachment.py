@@ -55,6 +55,7 @@ class Attachment:
             texts = {key: data[key] for key in ("sandbox", "netns", "network", "version", "config", "ifname")}
             args = tuple((key, value) for key, value in data["args"])
             capabilities = dict(data["capabilities"])
+            config = str(texts["config"]).encode()
         except (KeyError, TypeError, ValueError) as error:
             raise DataLoss(f"stored CNI attachment can't be read: {error!r}") from error
         if not all(isinstance(text, str) for text in [*texts.values(), *(part for pair in args for part in pair)]):
@@ -64,7 +65,7 @@ class Attachment:
             netns=Path(texts["netns"]),
             network=texts["network"],
             version=texts["version"],
-            config=texts["config"].encode(),
+            config=config,
             args=args,
             capabilities=capabilities,
             ifname=texts["ifname"],

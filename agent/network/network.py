@@ -87,8 +87,8 @@ class Network:
         self._watching: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        """Read the configuration, and watch it from now on."""
-        await self.refresh()
+        """Read the configuration, and watch it from now on. Plugins are not asked yet: one that hangs must not delay the daemon."""
+        await self._read()
         self._watching = self._supervisor.start(self._watch(), name="conf watch")
 
     async def stop(self, budget: float) -> None:
@@ -172,7 +172,11 @@ class Network:
             await self._supervisor.detached(self._collect(network, known), name="GC")
 
     async def refresh(self) -> None:
-        """Look at the configuration directory now, instead of within the second."""
+        """Look at the configuration directory now, instead of within the second, and ask the plugins, if it is time."""
+        await self._read()
+        await self._ask()
+
+    async def _read(self) -> None:
         last = self._seen
         self._seen, self._missing = await in_thread(self._look, last)
         for sentence in self._seen.selection.rejected:
@@ -187,7 +191,6 @@ class Network:
         while True:
             await asyncio.sleep(_LOOK_EVERY)
             await self.refresh()
-            await self._ask()
 
     def _look(self, last: Look) -> tuple[Look, tuple[str, ...]]:
         seen = look(self._conf_dir, last)
