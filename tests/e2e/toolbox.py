@@ -114,7 +114,7 @@ def unpack(debs: list[Path], home: Path) -> None:
                 for member in members:
                     if folder := destination(member):
                         member.name = PurePosixPath(member.name).name
-                        members.extract(member, draft / folder, filter="tar")
+                        members.extract(member, draft / folder)
         [loader] = (draft / "lib").glob("ld-linux-*.so.*")
         for binary in BINARIES:
             # --force-rpath: a RUNPATH would hold for the binary alone, and its libraries would find their own ones on the host.
