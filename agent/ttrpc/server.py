@@ -41,7 +41,7 @@ class _Method:
 
 
 class Server:
-    """Register methods, then `serve()`; `stop()` ends the connections and their handlers.
+    """Register methods, then `serve()`; `stop()` ends the connections and their handlers, for good.
 
     Args:
         uid: Whose processes may connect; the agent's own by default.
@@ -54,6 +54,7 @@ class Server:
         self._supervisor = Supervisor("ttrpc server")
         self._connections: set[_Connection] = set()
         self._listener: asyncio.Server | None = None
+        self._stopping = False
         self._path: Path | None = None
         self._inode = 0
         self._all_gone = asyncio.Event()
@@ -89,6 +90,7 @@ class Server:
         if self._listener is None:
             return
         listener, self._listener = self._listener, None
+        self._stopping = True
         listener.close()
         try:
             for connection in self._connections:
@@ -101,10 +103,6 @@ class Server:
             await self._all_gone.wait()
         if self._path is not None:
             await in_thread(_unlink, self._path, self._inode)
-
-    @property
-    def _stopping(self) -> bool:
-        return self._listener is None
 
     def _admit(self, connection: _Connection, uid: int) -> bool:
         """Whether a new connection, from a process of `uid`, may stay."""

@@ -100,6 +100,7 @@ def _response(frame: bytes, stream_id: int) -> Response:
 
 def main() -> None:
     atheris = importlib.import_module("atheris")
+    atheris.instrument_all()  # the cores are imported already
     atheris.Setup(sys.argv, one_input)
     atheris.Fuzz()
 
