@@ -153,11 +153,14 @@ class Child:
             await readable(self.pidfd)
         return tuple(output.rest() for output in self._outputs)
 
+    @property
+    def released(self) -> bool:
+        return self.pidfd < 0
+
     def kill(self) -> None:
-        """SIGKILL to the child's process group. The number is its own as long as we have not reaped it."""
-        if self._popen.returncode is None:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(self.identity.pid, signal.SIGKILL)
+        """SIGKILL to the process group of a child that isn't released: until it is reaped, the number is its own."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.identity.pid, signal.SIGKILL)
 
     async def reaped(self) -> int:
         """Wait for the exit, then `reap()`; if that is cancelled the child lives on without us."""
@@ -173,13 +176,13 @@ class Child:
         Raises:
             ChildProcessError: somebody else reaped it, or SIGCHLD is ignored; Popen would call that a success.
         """
-        if self._popen.returncode is None:
+        try:
             result = os.waitid(os.P_PIDFD, self.pidfd, os.WEXITED)
-            if result is None:
-                raise ChildProcessError(f"no exit status of process {self.identity.pid}")
+            assert result is not None  # that is an answer to WNOHANG only
             self._popen.returncode = result.si_status if result.si_code == os.CLD_EXITED else -result.si_status
+            return self._popen.returncode
+        finally:
             self.release()
-        return self._popen.returncode
 
     def release(self) -> None:
         """Close what we have of the child and forget it."""

@@ -125,8 +125,13 @@ class Processes:
         business while we live, and pid 1's after that. Raises OSError as `run` does.
         """
         child = await self._spawned(command, piped=False)
+        try:
+            process = Process(child.identity, os.dup(child.pidfd))
+        except OSError:  # no descriptor left: nobody would hold it
+            await self._killed(child)
+            raise
         self._supervisor.start(child.reaped(), name=f"reap {command}")
-        return Process(child.identity, os.dup(child.pidfd))
+        return process
 
     async def table(self) -> list[ProcessInfo]:
         """Every process, by pid. What vanishes while we look is left out."""
@@ -166,6 +171,8 @@ class Processes:
 
     async def _killed(self, child: Child) -> None:
         """Kill the child's group and see it end, but not for ever."""
+        if child.released:
+            return
         child.kill()
         with contextlib.suppress(DeadlineExceeded):
             await within(KILL_GRACE, self._supervisor.detached(child.reaped(), name=f"reap {child.identity.pid}"), "SIGKILL")

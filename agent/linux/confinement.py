@@ -1,0 +1,35 @@
+"""A process shuts itself in: for a child that reads what strangers wrote (the unpack worker of `agent.snapshots`).
+
+There is no way back, so only a process that was started for this calls it, while it has one thread.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection
+from pathlib import Path
+
+from agent.linux import files, libc
+
+_NAMESPACES = libc.CLONE_NEWNS | libc.CLONE_NEWNET | libc.CLONE_NEWIPC | libc.CLONE_NEWUTS
+
+
+def confine(root: Path, capabilities: Collection[int]) -> None:
+    """From here on the process sees `root` as /, has no network, opens no device and keeps only `capabilities`.
+
+    Device nodes can be made there but not opened: the root is bound onto itself without devices, set-user-ID and execution.
+    Raises OSError; the process must then end.
+    """
+    last_capability = int(files.read("/proc/sys/kernel/cap_last_cap"))
+    libc.unshare(_NAMESPACES)
+    # Slave, not private: what the host unmounts meanwhile must not stay mounted, and so busy, because of us.
+    libc.mount("", "/", "", libc.MS_SLAVE | libc.MS_REC)
+    libc.mount(root, root, "", libc.MS_BIND)
+    libc.mount("", root, "", libc.MS_BIND | libc.MS_REMOUNT | libc.MS_NODEV | libc.MS_NOSUID | libc.MS_NOEXEC)
+    os.chroot(root)
+    os.chdir("/")
+    libc.prctl(libc.PR_SET_NO_NEW_PRIVS, 1)
+    for capability in range(last_capability + 1):
+        if capability not in capabilities:
+            libc.prctl(libc.PR_CAPBSET_DROP, capability)
+    libc.capset(capabilities)

@@ -1,0 +1,160 @@
+"""Cgroups on directories that look like hierarchies; the real ones are in tests/e2e/test_linux_cgroups.py."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from agent import metrics
+from agent.errdefs import Busy, DeadlineExceeded, InvalidArgument
+from agent.linux import cgroupfs
+from agent.linux.cgroups import Cgroups
+
+
+def v1(root: Path) -> Path:
+    for name in ("cpu,cpuacct", "memory", "freezer", "systemd"):
+        (root / name).mkdir(parents=True)
+        (root / name / "cgroup.procs").touch()
+    (root / "cpu").symlink_to("cpu,cpuacct")
+    (root / "not-mounted").mkdir()
+    return root
+
+
+def hybrid(root: Path) -> Path:
+    unified = v1(root) / "unified"
+    unified.mkdir()
+    (unified / "cgroup.procs").touch()
+    (unified / "cgroup.controllers").touch()
+    return root
+
+
+def v2(root: Path) -> Path:
+    root.mkdir(exist_ok=True)
+    (root / "cgroup.procs").touch()
+    (root / "cgroup.controllers").touch()
+    (root / "system.slice").mkdir()
+    (root / "system.slice/cgroup.procs").touch()
+    return root
+
+
+def removals(result: str) -> float:
+    return metrics.registry.get_sample_value("orlop_cgroup_cleanups_total", {"result": result}) or 0
+
+
+@pytest.fixture
+def sleeper() -> Iterator[subprocess.Popen[bytes]]:
+    with subprocess.Popen(["sleep", "1000"]) as child:
+        yield child
+        child.kill()
+
+
+def test_hierarchies(tmp_path: Path) -> None:
+    assert list(cgroupfs.hierarchies(v1(tmp_path / "1"))) == ["cpu,cpuacct", "freezer", "memory", "systemd"]
+    assert cgroupfs.hierarchies(hybrid(tmp_path / "h"))[cgroupfs.UNIFIED] == tmp_path / "h/unified"
+    assert cgroupfs.hierarchies(v2(tmp_path / "2")) == {cgroupfs.UNIFIED: tmp_path / "2"}
+    assert [Cgroups(tmp_path / name).mode for name in "1h2"] == ["v1", "hybrid", "v2"]
+
+
+@pytest.mark.parametrize("path", ["", "/", "//", "/a/../b", "..", "/a/./b", "/a//b"])
+async def test_paths_that_mean_somebody_elses_cgroups_are_refused(tmp_path: Path, path: str) -> None:
+    cgroups = Cgroups(v1(tmp_path))
+    for call in (cgroups.create(path), cgroups.kill(path, 1), cgroups.remove(path), cgroups.processes(path)):
+        with pytest.raises(InvalidArgument, match="doesn't name one cgroup"):
+            await call
+
+
+@pytest.mark.parametrize("make", [v1, hybrid, v2])
+async def test_create_and_remove_in_every_hierarchy(tmp_path: Path, make: Callable[[Path], Path]) -> None:
+    cgroups = Cgroups(make(tmp_path))
+    assert not await cgroups.exists("/pods/x")
+    await cgroups.create("/pods/x")
+    await cgroups.create("/pods/x")
+    for mount in cgroupfs.hierarchies(tmp_path).values():
+        assert (mount / "pods/x").is_dir()
+    (next(iter(cgroupfs.hierarchies(tmp_path).values())) / "pods/x/made-by-the-container").mkdir()
+    await cgroups.remove("/pods/x")
+    assert not await cgroups.exists("/pods/x")
+    assert await cgroups.exists("/pods"), "what is above is not ours"
+
+
+async def test_removals_are_counted(tmp_path: Path) -> None:
+    cgroups = Cgroups(v1(tmp_path))
+    before = removals("removed"), removals("gone"), removals("busy")
+    (tmp_path / "memory/only-here").mkdir()
+    await cgroups.remove("/only-here")
+    await cgroups.remove("/only-here")
+    (tmp_path / "memory/full").mkdir()
+    (tmp_path / "memory/full/cgroup.procs").write_text(f"{os.getpid()}\n")
+    with pytest.raises(Busy, match=rf"can't remove cgroup /full: in it process {os.getpid()} \("):
+        await cgroups.remove("/full")
+    assert (removals("removed"), removals("gone"), removals("busy")) == (before[0] + 1, before[1] + 1, before[2] + 1)
+
+
+async def test_a_cgroup_that_the_kernel_holds_is_busy_without_a_process(tmp_path: Path) -> None:
+    stuck = v1(tmp_path) / "memory/stuck"
+    stuck.mkdir()
+    (stuck / "x").touch()  # rmdir fails
+    with pytest.raises(Busy, match=f"the kernel holds {stuck}, though no process is in it"):
+        await Cgroups(tmp_path).remove("/stuck")
+
+
+async def test_processes_of_the_whole_subtree_in_any_hierarchy(tmp_path: Path) -> None:
+    v1(tmp_path)
+    for place, pids in {"memory/p": "", "memory/p/c": "7\n8\n", "freezer/p": "8\n9\n", "freezer/other": "1\n"}.items():
+        (tmp_path / place).mkdir()
+        (tmp_path / place / "cgroup.procs").write_text(pids)
+    cgroups = Cgroups(tmp_path)
+    assert await cgroups.processes("/p") == {7, 8, 9}
+    assert await cgroups.processes("/none") == set()
+    await cgroups.wait_empty("/none", 0)
+    with pytest.raises(DeadlineExceeded, match="cgroup /p still has process 7"):
+        await cgroups.wait_empty("/p", 0.01)
+
+
+async def test_membership_of_a_process(tmp_path: Path) -> None:
+    (tmp_path / "5").mkdir()
+    (tmp_path / "5/cgroup").write_text("2:cpu,cpuacct:/a\n0::/b\n")
+    cgroups = Cgroups(v1(tmp_path / "root"), proc=tmp_path)
+    assert await cgroups.of_process(5) == {"cpu,cpuacct": "/a", "": "/b"}
+    assert await cgroups.of_process(6) == {}
+
+
+async def test_a_new_cpuset_gets_what_its_parent_has_and_one_that_was_there_keeps_its_own(tmp_path: Path) -> None:
+    """mkdir of a real one makes the files; here they are there before, empty as the kernel makes them."""
+    for place, cpus in {"cpuset": "0-3", "cpuset/foreign": "", "cpuset/foreign/x": ""}.items():
+        (tmp_path / place).mkdir()
+        for name in ("cgroup.procs", "cpuset.cpus", "cpuset.mems"):
+            (tmp_path / place / name).write_text(cpus if name != "cgroup.procs" else "")
+    await Cgroups(tmp_path).create("/foreign/x")
+    assert (tmp_path / "cpuset/foreign/cpuset.cpus").read_text() == "", "an ancestor that was there is not touched"
+    (tmp_path / "cpuset/foreign/cpuset.cpus").write_text("1")
+    await Cgroups(tmp_path).create("/foreign/x")
+    assert (tmp_path / "cpuset/foreign/x/cpuset.cpus").read_text() == "1"
+
+
+async def test_kill_reaches_by_number_thaws_and_gives_up_on_time(tmp_path: Path, sleeper: subprocess.Popen[bytes]) -> None:
+    v1(tmp_path)
+    place = tmp_path / "freezer/p"
+    place.mkdir()
+    (place / "freezer.state").write_text("FROZEN")
+    (place / "cgroup.procs").write_text(f"{sleeper.pid}\n")  # a file: the kernel would take it out again
+    with pytest.raises(DeadlineExceeded, match=rf"after 0\.02 s cgroup /p still has process {sleeper.pid}"):
+        await Cgroups(tmp_path).kill("/p", 0.02)
+    assert sleeper.wait() == -signal.SIGKILL
+    assert (place / "freezer.state").read_text() == "THAWED"
+
+
+async def test_kill_of_v2_is_one_write(tmp_path: Path, sleeper: subprocess.Popen[bytes]) -> None:
+    place = v2(tmp_path) / "p"
+    place.mkdir()
+    (place / "cgroup.kill").touch()
+    (place / "cgroup.procs").write_text(f"{sleeper.pid}\n")
+    with pytest.raises(DeadlineExceeded):
+        await Cgroups(tmp_path).kill("/p", 0)
+    assert (place / "cgroup.kill").read_text() == "1"
+    assert sleeper.poll() is None, "not also by number"
