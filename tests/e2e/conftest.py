@@ -7,16 +7,21 @@ there.
 from __future__ import annotations
 
 import os
+import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.e2e import toolbox
+from tests.e2e.client import BUSYBOX
+from tests.e2e.daemon import STATES, Daemon
 from tests.e2e.node import CGROUP_PARENT, NodeSnapshot
+from tests.e2e.toolbox import Pair
 
 HERE = Path(__file__).parent
+DAEMON = pytest.StashKey[Daemon]()
 TEST_BUDGET = 180  # seconds; a whole pod's life several times over, on a machine with two busy cores
 
 
@@ -39,16 +44,49 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(params=toolbox.PAIRS, ids=str)
-def pair(request: pytest.FixtureRequest) -> toolbox.Pair:
+def pair(request: pytest.FixtureRequest) -> Pair:
     """Each of the six pairs of shim and engine."""
-    chosen: toolbox.Pair = request.param
+    chosen: Pair = request.param
     return chosen
 
 
 @pytest.fixture
 def node_is_clean(tmp_path: Path) -> Iterator[None]:
     """Fails the test that leaves anything on the node: processes, mounts, namespaces, cgroups, sockets, FIFOs, leases, bundles, state."""
-    before = NodeSnapshot.take(tmp_path)
+    before = NodeSnapshot.take(tmp_path / "root")
     yield
     left = before.left()
+    shutil.rmtree(STATES, ignore_errors=True)
     assert not left, "left on the node:\n  " + "\n  ".join(left)
+
+
+@pytest.fixture(scope="session")
+def busybox(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An archive of the image that `create_container` uses by default."""
+    from tests.images import busybox_image
+
+    archive = tmp_path_factory.mktemp("images") / "busybox.tar"
+    busybox_image(archive, BUSYBOX)
+    return archive
+
+
+@pytest.fixture
+def daemon(request: pytest.FixtureRequest, tmp_path: Path, pair: Pair, busybox: Path, node_is_clean: None) -> Iterator[Daemon]:
+    """A daemon that serves, with the busybox image; afterwards all its pods are removed, it is stopped, and the node has to be clean."""
+    daemon = Daemon(tmp_path, pair)
+    request.node.stash[DAEMON] = daemon
+    daemon.start()
+    daemon.orlop("image", "import", busybox)
+    yield daemon
+    daemon.client.remove_all()
+    daemon.stop()
+    daemon.client.close()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """A failed test shows the log of its daemon."""
+    report = yield
+    if report.failed and (daemon := item.stash.get(DAEMON, None)):
+        report.sections.append((f"{daemon.log}", daemon.log_tail()))
+    return report
