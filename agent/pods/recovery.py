@@ -8,6 +8,7 @@ ledger owns without an owner, because a crash came in the middle of a verb, is r
 from __future__ import annotations
 
 import time
+from pathlib import Path
 
 from agent import log
 from agent.aio import together
@@ -26,7 +27,7 @@ _log = log.get("pods")
 
 async def recover(pods: Pods) -> None:
     """Bring records, ledger and node together again. One bad shim, record or pin delays only its own pod."""
-    await together(*(_check_pins(pods, sandbox) for sandbox in pods.registry.sandboxes))
+    await together(*(check_pins(pods, sandbox) for sandbox in pods.registry.sandboxes))
     await together(*(_adopt_log(pods, live) for live in pods.registry.containers))
     await pods.tasks.load_existing_tasks()
     await together(*(_recover_container(pods, live) for live in pods.registry.containers))
@@ -34,12 +35,13 @@ async def recover(pods: Pods) -> None:
     await pods.tasks.cleanup_work_dirs()
 
 
-async def _check_pins(pods: Pods, sandbox: Sandbox) -> None:
+async def check_pins(pods: Pods, sandbox: Sandbox) -> None:
+    """A READY sandbox whose namespace pin is missing, or another inode, is LOST."""
     record = sandbox.record
     if record.state is not SandboxState.READY:
         return
     for kind, pin in record.pins.items():
-        inode = await pods.namespaces.inode(pin.path)
+        inode = await pods.namespaces.inode(Path(pin.path))
         if inode != pin.inode:
             _log.warning("namespace pin is gone: the sandbox is not ready any more", sandbox=record.id, namespace=kind, pin=pin.path)
             await pods.registry.sandboxes.update(sandbox, record.after(SandboxEvent.PIN_GONE))

@@ -1,0 +1,54 @@
+"""Finding pods and containers by what people type: an id, the beginning of one, or a name."""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+from agent.errdefs import FailedPrecondition, NotFound
+from cri.api import api_pb2 as cri
+from cri.client import Client
+
+T = TypeVar("T", cri.PodSandbox, cri.Container)
+
+
+async def pod(client: Client, wanted: str) -> cri.PodSandbox:
+    """One sandbox by id, prefix of an id, name, or namespace/name; READY ones win.
+
+    Raises:
+        NotFound, FailedPrecondition: none, or several.
+    """
+    items = (await client.call("ListPodSandbox", cri.ListPodSandboxRequest())).items
+    named = [item for item in items if wanted in (item.metadata.name, f"{item.metadata.namespace}/{item.metadata.name}")]
+    found = [item for item in items if item.id == wanted] or named or [item for item in items if item.id.startswith(wanted)]
+    ready = [item for item in found if item.state == cri.SANDBOX_READY]
+    return _one("pod", wanted, ready if len(ready) == 1 else list(found))
+
+
+async def container(client: Client, wanted: str, *, running: bool = False) -> cri.Container:
+    """One container by id, prefix of an id, name, or POD/NAME; the newest of a name wins.
+
+    Raises:
+        NotFound, FailedPrecondition: none, or several pods have one of this name.
+    """
+    items = list((await client.call("ListContainers", cri.ListContainersRequest())).containers)
+    if running:
+        items = [item for item in items if item.state == cri.CONTAINER_RUNNING] or items
+    exact = [item for item in items if item.id == wanted]
+    if not exact:
+        pod_name, _, name = wanted.rpartition("/")
+        exact = [item for item in items if item.metadata.name == name]
+        if pod_name:
+            sandbox = await pod(client, pod_name)
+            exact = [item for item in exact if item.pod_sandbox_id == sandbox.id]
+        if exact and len({item.pod_sandbox_id for item in exact}) == 1:
+            exact = [max(exact, key=lambda item: item.created_at)]
+    return _one("container", wanted, exact or [item for item in items if item.id.startswith(wanted)])
+
+
+def _one(what: str, wanted: str, found: list[T]) -> T:
+    if not found:
+        raise NotFound(f"there is no {what} {wanted!r}")
+    if len(found) > 1:
+        ids = ", ".join(item.id[:13] for item in found)
+        raise FailedPrecondition(f"{what} {wanted!r} could be any of {ids}; use an id")
+    return found[0]

@@ -1,0 +1,178 @@
+"""The command tree of `orlop`. Commands import what they need when they run: `orlop ps` has no use for a daemon's modules."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+import click
+
+from agent.errdefs import OrlopError
+
+# grpc's fork handlers would stop the world around every child that the agent starts; none of them runs Python code.
+os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
+
+DEFAULT_CONFIG = Path("/etc/orlop/config.toml")
+DEFAULT_SOCKET = "/run/orlop/orlop.sock"
+
+
+@dataclass(frozen=True)
+class Options:
+    """What every command takes."""
+
+    socket: str
+    output: str
+    config: Path
+
+
+options = click.make_pass_decorator(Options)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("--socket", envvar="ORLOP_SOCKET", default=DEFAULT_SOCKET, show_default=True, help="CRI socket to talk to.")
+@click.option("-o", "--output", type=click.Choice(["table", "json"]), default="table", help="Tables for people, JSON for programs.")
+@click.option("--config", envvar="ORLOP_CONFIG", type=click.Path(path_type=Path), default=DEFAULT_CONFIG, show_default=True)
+@click.version_option(package_name="orlop")
+@click.pass_context
+def main(context: click.Context, socket: str, output: str, config: Path) -> None:
+    """A Kubernetes CRI runtime and node agent whose teardown leaks nothing."""
+    context.obj = Options(socket, output, config)
+
+
+@main.command()
+@click.option("--config", type=click.Path(path_type=Path), help="Overrides the option of the same name before the command.")
+@options
+def serve(given: Options, config: Path | None) -> None:
+    """Run the daemon until SIGTERM. Pods live on."""
+    from agent import log
+    from agent.config import settings
+    from agent.daemon.serve import serve as run_daemon
+
+    def run() -> None:
+        loaded = settings.load(config or given.config)
+        log.configure(level=loaded.log.level, style=loaded.log.format)
+        asyncio.run(run_daemon(loaded))
+
+    _reporting(run)
+
+
+@main.command()
+@click.argument("manifest", type=click.Path(path_type=Path))
+@click.option("--rm", "remove", is_flag=True, help="Take the pod down when its containers have ended.")
+@click.option("--wait", is_flag=True, help="Wait until the containers have ended; exit with the first code that isn't 0.")
+@click.option("--log-root", default="/var/log/pods", show_default=True, help="Where the pod's log directory is made.")
+@options
+def run(given: Options, manifest: Path, remove: bool, wait: bool, log_root: str) -> None:
+    """Run a Kubernetes Pod manifest."""
+    from agent.cli.run import run as run_pod
+
+    _calling(given, lambda client: run_pod(client, manifest, remove=remove, wait=wait, log_root=log_root, output=given.output))
+
+
+@main.command()
+@options
+def ps(given: Options) -> None:
+    """List pods and their containers."""
+    from agent.cli.pods import ps as list_pods
+
+    _calling(given, lambda client: list_pods(client, given.output))
+
+
+@main.command()
+@click.argument("container")
+@click.option("-f", "--follow", is_flag=True, help="Go on until the container ends.")
+@click.option("-t", "--timestamps", is_flag=True)
+@options
+def logs(given: Options, container: str, follow: bool, timestamps: bool) -> None:
+    """Print a container's log. CONTAINER is an id, the beginning of one, a name, or POD/NAME."""
+    from agent.cli.pods import logs as print_logs
+
+    _calling(given, lambda client: print_logs(client, container, follow=follow, timestamps=timestamps))
+
+
+@main.command("exec", context_settings={"ignore_unknown_options": True})
+@click.argument("container")
+@click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
+@click.option("--timeout", default=0, help="Seconds; 0 for none.")
+@options
+def execute(given: Options, container: str, command: tuple[str, ...], timeout: int) -> None:
+    """Run a command in a container and print what it printed: orlop exec web/app -- ls /."""
+    from agent.cli.pods import execute as run_command
+
+    _calling(given, lambda client: run_command(client, container, list(command), timeout))
+
+
+@main.command()
+@click.argument("pods", nargs=-1, required=True)
+@click.option("--grace", default=30, show_default=True, help="Seconds between the stop signal and SIGKILL.")
+@options
+def rm(given: Options, pods: tuple[str, ...], grace: int) -> None:
+    """Stop and remove pods, by id, beginning of one, or name."""
+    from agent.cli.pods import remove
+
+    _calling(given, lambda client: remove(client, list(pods), grace))
+
+
+@main.group()
+def image() -> None:
+    """Images on this node."""
+
+
+@image.command("import")
+@click.argument("archive", type=click.Path(exists=True, path_type=Path))
+@options
+def import_image(given: Options, archive: Path) -> None:
+    """Import an OCI layout (directory or tar) or a `docker save` archive."""
+    from agent.cli.images import import_archive
+
+    _calling(given, lambda client: import_archive(client, archive, given.output))
+
+
+@image.command("ls")
+@options
+def list_images(given: Options) -> None:
+    """List images."""
+    from agent.cli.images import list_images as print_images
+
+    _calling(given, lambda client: print_images(client, given.output))
+
+
+@image.command("rm")
+@click.argument("references", nargs=-1, required=True)
+@options
+def remove_images(given: Options, references: tuple[str, ...]) -> None:
+    """Remove images by tag, digest or id."""
+    from agent.cli.images import remove
+
+    _calling(given, lambda client: remove(client, list(references)))
+
+
+def _calling(given: Options, work: Callable[[Any], Coroutine[Any, Any, int | None]]) -> NoReturn:
+    """Run `work` with a client of the socket; its result is the exit code."""
+    from cri.client import Client
+
+    async def call() -> int | None:
+        async with Client(given.socket) as client:
+            return await work(client)
+
+    _reporting(lambda: asyncio.run(call()))
+
+
+def _reporting(work: Callable[[], int | None]) -> NoReturn:
+    """Errors are sentences on stderr and exit code 1, never a traceback; 130 after Ctrl-C."""
+    try:
+        sys.exit(work() or 0)
+    except OrlopError as error:
+        click.echo("; ".join([f"orlop: {error}", *getattr(error, "__notes__", [])]), err=True)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

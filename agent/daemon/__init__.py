@@ -1,0 +1,1 @@
+"""`orlop serve`: what is made, in which order, and how it ends."""

@@ -1,0 +1,100 @@
+"""Children of a daemon that died are dead before the ledger is replayed (invariant 13, decisions.md 17).
+
+An orphaned CNI ADD would race our DEL, an orphaned start helper our cleanup. `PR_SET_PDEATHSIG` doesn't help: it fires
+when the forking *thread* ends. So each incarnation moves itself into a cgroup of its own before it forks anything; what it
+forks is born there (shims and the log copier, which are to outlive it, are put elsewhere); and the next incarnation kills
+what it finds in the cgroups of earlier ones.
+
+One hierarchy is enough to tell who is whose child, and the daemon stays where the node put it in all others: on v2 the only
+one, on v1 systemd's named one, which has no controller, or `pids`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+import signal
+from pathlib import Path
+
+from agent import log
+from agent.aio import in_thread, within
+from agent.errdefs import FailedPrecondition
+from agent.linux.processes import Processes
+
+_log = log.get("daemon")
+_BUDGET = 10.0
+_CANDIDATES = (("", ""), ("name=systemd", "systemd"), ("pids", "pids"))
+
+
+class Incarnation:
+    """One run of the daemon. `state_dir` tells daemons of one node apart."""
+
+    def __init__(self, processes: Processes, state_dir: Path, root: Path = Path("/sys/fs/cgroup"), proc: Path = Path("/proc")) -> None:
+        self._processes = processes
+        self._prefix = f"orlop-daemon-{hashlib.sha256(os.fsencode(state_dir)).hexdigest()[:12]}-"
+        self._root = root
+        self._proc = proc
+
+    async def begin(self) -> None:
+        """End the children of earlier incarnations, then move this process into a cgroup of its own.
+
+        Raises:
+            FailedPrecondition: no cgroup hierarchy where that is possible.
+            DeadlineExceeded: a child of an earlier incarnation doesn't die (state D); replaying beside it would be unsafe.
+        """
+        parent = await in_thread(self._parent)
+        for earlier in await in_thread(lambda: sorted(parent.glob(f"{self._prefix}*"))):
+            await self._end(earlier)
+        await in_thread(_enter, parent / f"{self._prefix}{os.getpid()}")
+
+    def _parent(self) -> Path:
+        """The cgroup the daemon was started in, in the hierarchy that is used."""
+        membership = dict((line.split(":", 2)[1], line.split(":", 2)[2]) for line in (self._proc / "self/cgroup").read_text().splitlines())
+        v2 = (self._root / "cgroup.controllers").exists()
+        for controllers, directory in _CANDIDATES:
+            if controllers in membership and v2 == (not controllers):
+                parts = Path(membership[controllers].lstrip("/")).parts
+                own = [part for part in parts if not part.startswith(self._prefix)]
+                return self._root / directory / Path(*own)
+        raise FailedPrecondition(f"no cgroup hierarchy below {self._root} in which the daemon can tell its own children")
+
+    async def _end(self, cgroup: Path) -> None:
+        """Kill who is in the cgroup, until it is empty, and remove it."""
+        killed: set[int] = set()
+
+        async def until_empty() -> None:
+            while pids := await in_thread(_members, cgroup):
+                for pid in pids:
+                    process = await self._processes.open(pid)
+                    if process is None:
+                        continue
+                    with process:
+                        if pid in await in_thread(_members, cgroup):  # still the one that was listed
+                            process.kill(signal.SIGKILL)
+                            killed.add(pid)
+                await asyncio.sleep(0.01)
+            await in_thread(_remove, cgroup)
+
+        await within(_BUDGET, until_empty(), f"the end of the children of an earlier daemon in {cgroup}")
+        if killed:
+            _log.warning("ended children of an earlier daemon", pids=sorted(killed))
+
+
+def _members(cgroup: Path) -> set[int]:
+    try:
+        return {int(line) for line in (cgroup / "cgroup.procs").read_text().split()}
+    except OSError:
+        return set()
+
+
+def _enter(cgroup: Path) -> None:
+    cgroup.mkdir(exist_ok=True)
+    (cgroup / "cgroup.procs").write_text(str(os.getpid()))
+
+
+def _remove(cgroup: Path) -> None:
+    try:
+        cgroup.rmdir()
+    except FileNotFoundError:
+        return

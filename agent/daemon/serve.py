@@ -1,0 +1,148 @@
+"""The composition root of `orlop serve`: every part is made here, in one function, and ends in the reverse order.
+
+Order: the store (and with it the lock that makes this daemon the only one); the children of an earlier daemon die before
+anything is replayed; then the parts; the socket, which answers List and Status from memory; then recovery; then READY.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import resource
+import signal
+import time
+from contextlib import AsyncExitStack
+
+from agent import log, timeouts
+from agent.aio import Supervisor, in_thread
+from agent.config.settings import Settings
+from agent.content.store import ContentStore
+from agent.daemon import health, releasers
+from agent.daemon.incarnation import Incarnation
+from agent.daemon.notify import notify
+from agent.events import Exchange
+from agent.images.service import ImageService
+from agent.linux.cgroups import Cgroups
+from agent.linux.mounts import Mounts
+from agent.linux.namespaces import Namespaces
+from agent.linux.processes import Processes
+from agent.logs.client import LogCopier
+from agent.network.network import Network
+from agent.pods import exits, facts, recovery
+from agent.pods.context import Pods
+from agent.pods.registry import Registry
+from agent.runtime.v2.manager import TaskManager
+from agent.snapshots.snapshotter import Snapshotter
+from agent.store.release import Releases
+from agent.store.store import Store
+from agent.web import MetricsServer
+from cri.server import services
+from cri.server.edge import Edge
+
+_log = log.get("daemon")
+
+
+async def serve(settings: Settings) -> None:
+    """Run until SIGTERM or SIGINT. Pods live on; their shims are not this process's children.
+
+    Raises:
+        FailedPrecondition: another daemon uses the state directory.
+        Unavailable: a socket or address can't be had.
+    """
+    stopping = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stopping.set)
+    async with AsyncExitStack() as stack:
+        pods = await _compose(settings, stack)
+        recovered = asyncio.Event()
+        edge = Edge(settings.socket, services.verbs(pods, recovered))
+        await edge.start()
+        stack.push_async_callback(edge.stop, timeouts.DAEMON_STOP)
+        _log.info("serving", socket=str(settings.socket))
+        pods.supervisor.start(_recover(pods, recovered), name="recovery")
+        await stopping.wait()
+        notify("STOPPING=1")
+        _log.info("stopping: pods run on")
+
+
+async def _recover(pods: Pods, recovered: asyncio.Event) -> None:
+    started = time.monotonic()
+    try:
+        await recovery.recover(pods)
+    finally:
+        recovered.set()
+    notify("READY=1")
+    _log.info("recovered", sandboxes=len(pods.registry.sandboxes), seconds=round(time.monotonic() - started, 3))
+
+
+async def _compose(settings: Settings, stack: AsyncExitStack) -> Pods:
+    """Make all parts; what needs an end is put on `stack` right after its making."""
+    store = await Store.open(settings.state_dir, settings.root_dir)
+    stack.push_async_callback(store.close)
+    processes, mounts, cgroups, namespaces = Processes(), Mounts(), Cgroups(), Namespaces()
+    stack.push_async_callback(processes.stop)
+    incarnation = Incarnation(processes)
+    await incarnation.begin()
+
+    supervisor = Supervisor("pods")
+    exchange = Exchange()
+    releases = Releases(store.ledger, time.time)
+
+    content = ContentStore(settings.root_dir / "content")
+    snapshotter = Snapshotter(settings.root_dir / "snapshots", processes, mounts)
+    images = ImageService(store.disk_records("images"), content, snapshotter, store.ledger, releases)
+    await images.start()
+
+    logs = LogCopier(settings.state_dir, processes, supervisor)
+    await logs.start()
+    stack.push_async_callback(logs.stop)
+
+    network = Network(processes, namespaces, conf_dir=settings.cni.conf_dir, bin_dirs=settings.cni.bin_dirs)
+    await network.start()
+    stack.push_async_callback(network.stop, timeouts.DAEMON_STOP)
+
+    tasks = TaskManager()
+    await tasks.start()
+    stack.push_async_callback(tasks.stop)
+
+    registry = Registry(store.boot_records("sandboxes"), store.boot_records("containers"))
+    await registry.load()
+    node = await in_thread(facts.read, cgroup_v2=cgroups.mode == "v2", nofile_limit=resource.getrlimit(resource.RLIMIT_NOFILE)[1])
+    for restriction in node.restrictions:
+        _log.warning("this node restricts pods", restriction=restriction)
+    pods = Pods(
+        state_dir=settings.state_dir,
+        netns_dir=settings.netns_dir,
+        handlers=settings.handlers,
+        default_handler=settings.default_runtime,
+        sandbox_image=settings.sandbox_image,
+        facts=node,
+        registry=registry,
+        ledger=store.ledger,
+        releases=releases,
+        tasks=tasks,
+        images=images,
+        network=network,
+        logs=logs,
+        namespaces=namespaces,
+        mounts=mounts,
+        cgroups=cgroups,
+        exchange=exchange,
+        supervisor=supervisor,
+    )
+    releasers.register(pods)
+    stack.push_async_callback(supervisor.stop, timeouts.DAEMON_STOP)
+    stack.push_async_callback(releases.stop, timeouts.DAEMON_STOP)
+
+    background = Supervisor("daemon")
+    stack.push_async_callback(background.stop, 0)
+    subscription = exchange.subscribe()
+    background.start(exits.watch(pods, subscription), name="exits")
+    background.start(releases.run_pending(asyncio.Event()), name="pending releases")
+    background.start(health.watch_lag(), name="loop lag")
+    background.start(health.watch_pins(pods), name="pins")
+
+    metrics_server = MetricsServer(settings.metrics_address)
+    await metrics_server.start()
+    stack.push_async_callback(metrics_server.stop)
+    return pods

@@ -1,0 +1,302 @@
+"""One file: transactions, batches, what happens when it can't be written, when it is corrupt, when it is only looked at."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+import stat
+import threading
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from agent.errdefs import Unavailable
+from agent.store.database import Database
+from agent.store.writer import Commit, Deliver, Write
+from tests.unit.store.conftest import Clock, make_unwritable, make_writable
+
+
+def _put(key: str, data: bytes = b"x") -> Callable[[sqlite3.Connection], object]:
+    return lambda connection: connection.execute("INSERT OR REPLACE INTO records VALUES ('b', ?, 0, ?)", (key, data))
+
+
+def _remove(key: str) -> Callable[[sqlite3.Connection], object]:
+    return lambda connection: connection.execute("DELETE FROM records WHERE key = ?", (key,))
+
+
+def _keys(connection: sqlite3.Connection) -> list[str]:
+    return [key for (key,) in connection.execute("SELECT key FROM records ORDER BY key")]
+
+
+def _open(path: Path, **options: object) -> Database:
+    return Database(path, synchronous="OFF", clock=Clock(), **options)  # type: ignore[arg-type]  # a test's shorthand
+
+
+async def test_write_is_there_for_the_next_one_who_opens(tmp_path: Path) -> None:
+    database = _open(tmp_path / "sub" / "a.db")
+    await database.write(_put("one"))
+    await database.close()
+    assert stat.S_IMODE((tmp_path / "sub" / "a.db").stat().st_mode) == 0o600
+    again = _open(tmp_path / "sub" / "a.db")
+    assert await again.read(_keys) == ["one"]
+    await again.close()
+
+
+async def test_writes_keep_their_order_and_share_a_transaction(database: Database) -> None:
+    """What waits while the writer is busy goes into one commit: on a disk, one fsync."""
+    busy, go_on = threading.Event(), threading.Event()
+
+    def block(connection: sqlite3.Connection) -> None:
+        busy.set()
+        go_on.wait()
+
+    blocker = database.write(block)
+    await asyncio.to_thread(busy.wait)
+    commits: list[int] = []
+    writes = [database.write(lambda c, n=n: commits.append(c.total_changes) or _put("k", str(n).encode())(c)) for n in range(5)]  # type: ignore[misc, func-returns-value]  # a spy
+    go_on.set()
+    await asyncio.gather(blocker, *writes)
+    assert await database.read(lambda c: c.execute("SELECT data FROM records").fetchall()) == [(b"4",)]
+    assert len(commits) == 5
+
+
+async def test_one_bad_write_doesnt_spoil_the_batch(database: Database) -> None:
+    busy, go_on = threading.Event(), threading.Event()
+
+    def block(connection: sqlite3.Connection) -> None:
+        busy.set()
+        go_on.wait()
+
+    blocker = database.write(block)
+    await asyncio.to_thread(busy.wait)
+    good, bad, also_good = database.write(_put("a")), database.write(lambda c: c.execute("INSERT INTO nowhere VALUES (1)")), database.write(_put("b"))
+    go_on.set()
+    await blocker
+    outcomes = await asyncio.gather(good, bad, also_good, return_exceptions=True)
+    assert isinstance(outcomes[1], Unavailable)
+    assert await database.read(_keys) == ["a", "b"]
+
+
+async def test_failed_write_is_undone_as_a_whole(database: Database) -> None:
+    def half(connection: sqlite3.Connection) -> None:
+        _put("a")(connection)
+        connection.execute("INSERT INTO nowhere VALUES (1)")
+
+    with pytest.raises(Unavailable):
+        await database.write(half)
+    assert await database.read(_keys) == []
+
+
+async def test_cancelled_caller_doesnt_undo_the_write(database: Database) -> None:
+    write = database.write(_put("a"))
+    write.cancel()
+    assert await database.read(_keys) == ["a"]
+
+
+async def test_never_on_the_event_loop(tmp_path: Path) -> None:
+    class OnTheLoop:
+        def __init__(self, name: str, commit: Commit, deliver: Deliver) -> None:
+            self._commit = commit
+
+        def put(self, write: Write) -> None:
+            self._commit([write])
+
+        async def stop(self, last: Callable[[], None]) -> None: ...
+
+    with pytest.raises(AssertionError, match="event loop"):
+        await _open(tmp_path / "a.db", writer=OnTheLoop).write(_put("a"))
+
+
+async def test_unwritable(database: Database) -> None:
+    await database.write(_put("old"))
+    await make_unwritable(database)
+    with pytest.raises(Unavailable, match=r"test\.db can't be written: database or disk is full"):
+        await database.write(_put("new"))
+    assert "disk is full" in database.problem
+    assert await database.insist(_remove("old"), key="old") is False
+    assert database.unwritten == 1
+    assert await database.flush() == 1
+
+    await make_writable(database)
+    assert database.problem == ""
+    assert await database.flush() == 0
+    assert await database.read(_keys) == []
+
+
+async def test_later_write_supersedes_a_pending_one(database: Database) -> None:
+    await make_unwritable(database)
+    await database.insist(_remove("a"), key="a")
+    await make_writable(database)
+    await database.write(_put("a"), keys=("a",))
+    assert await database.flush() == 0
+    assert await database.read(_keys) == ["a"]
+
+
+async def test_later_write_that_fails_leaves_the_pending_one(database: Database) -> None:
+    await database.write(_put("a"))
+    await make_unwritable(database)
+    await database.insist(_remove("a"), key="a")
+    with pytest.raises(Unavailable):
+        await database.write(_put("a", b"new"), keys=("a",))
+    assert database.unwritten == 1
+    await make_writable(database)
+    assert await database.flush() == 0
+    assert await database.read(_keys) == []
+
+
+async def test_pending_writes_of_a_key_become_the_last_one(database: Database) -> None:
+    await make_unwritable(database)
+    futures = [database.insist(_put("a", data), key="a") for data in (b"1", b"2", b"3")]
+    assert await asyncio.gather(*futures) == [False, False, False]
+    assert database.unwritten == 1
+    await make_writable(database)
+    await database.flush()
+    assert await database.read(lambda c: c.execute("SELECT data FROM records").fetchall()) == [(b"3",)]
+
+
+async def test_file_that_another_process_locks_is_read_all_the_same(tmp_path: Path) -> None:
+    path = tmp_path / "a.db"
+    database = _open(path)
+    await database.write(_put("a"))
+    await database.close()
+    with closing(sqlite3.connect(path, isolation_level=None)) as intruder:
+        intruder.execute("PRAGMA locking_mode = EXCLUSIVE")
+        intruder.execute("BEGIN IMMEDIATE")
+        intruder.execute("INSERT INTO records VALUES ('b', 'uncommitted', 0, x'')")
+        database = _open(path)
+        assert await database.read(_keys) == ["a"]
+        with pytest.raises(Unavailable, match="locked"):
+            await database.write(_put("b"))
+        intruder.execute("ROLLBACK")
+    await database.write(_put("b"))
+    assert await database.read(_keys) == ["a", "b"]
+    await database.close()
+
+
+async def test_directory_that_cant_be_made(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    database = _open(tmp_path / "file" / "a.db")
+    with pytest.raises(Unavailable, match="can't be written"):
+        await database.write(_put("a"))
+    await database.close()
+
+
+# ---- corruption
+
+
+async def _filled(path: Path, rows: int = 400) -> None:
+    database = _open(path)
+
+    def fill(connection: sqlite3.Connection) -> None:
+        for number in range(rows):
+            _put(f"{number:04}", b"y" * 500)(connection)
+
+    await database.write(fill)
+    await database.close()
+
+
+def _aside(path: Path) -> list[Path]:
+    return sorted(path.parent.glob("*.corrupt-*"))
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        pytest.param(lambda data: b"not a database at all" * 100, id="garbage"),
+        pytest.param(lambda data: bytes(4096) + data[4096:], id="zeroed first page"),
+        pytest.param(lambda data: data[: len(data) // 2], id="torn in half"),
+        pytest.param(lambda data: data[:700], id="torn first page"),
+    ],
+)
+async def test_corrupt_file_is_set_aside_and_begun_anew(tmp_path: Path, damage: Callable[[bytes], bytes]) -> None:
+    path = tmp_path / "a.db"
+    await _filled(path)
+    damaged = damage(path.read_bytes())
+    path.write_bytes(damaged)
+    database = _open(path)
+    await database.write(_put("new"))
+    assert "new" in await database.read(_keys)
+    await database.close()
+    assert [file.read_bytes() for file in _aside(path)] == [damaged]
+    again = _open(path)
+    assert "new" in await again.read(_keys)
+    await again.close()
+    assert len(_aside(path)) == 1
+
+
+async def test_rows_around_a_bad_page_are_saved(tmp_path: Path) -> None:
+    path = tmp_path / "a.db"
+    await _filled(path)
+    data = bytearray(path.read_bytes())
+    middle = data.index(b"b0200") // 4096 * 4096
+    data[middle : middle + 4096] = b"\xff" * 4096
+    path.write_bytes(data)
+    database = _open(path)
+    saved = set(await database.read(_keys))
+    await database.close()
+    assert {"0000", "0399"} <= saved
+    assert 350 < len(saved) < 400
+
+
+async def test_empty_file_is_a_new_one(tmp_path: Path) -> None:
+    (tmp_path / "a.db").touch()
+    database = _open(tmp_path / "a.db")
+    assert await database.read(_keys) == []
+    await database.close()
+    assert _aside(tmp_path / "a.db") == []
+
+
+async def test_damage_during_operation_is_repaired_at_the_next_write(tmp_path: Path) -> None:
+    path = tmp_path / "a.db"
+    await _filled(path)
+    database = _open(path)
+    await database.read(lambda c: c.execute("PRAGMA shrink_memory").fetchone())  # or it would not look at the file again
+    with path.open("r+b") as file:
+        size = path.stat().st_size
+        file.seek(8192)
+        file.write(b"\xff" * (size - 8192))
+    with pytest.raises(Unavailable, match="malformed"):
+        await database.write(lambda c: c.execute("SELECT sum(length(data)) FROM records").fetchone())
+    await database.write(_put("new"))
+    assert "new" in await database.read(_keys)
+    await database.close()
+    assert len(_aside(path)) == 1
+
+
+# ---- another process' look
+
+
+async def test_read_only_sees_the_wal_and_changes_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "a.db"
+    living = _open(path)
+    await living.write(_put("a"))  # still in the WAL
+    before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
+    onlooker = _open(path, writable=False)
+    assert await onlooker.read(_keys) == ["a"]
+    with pytest.raises(Unavailable, match="reading only"):
+        await onlooker.write(_put("b"))
+    await onlooker.close()
+    assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
+    await living.close()
+
+
+async def test_read_only_without_a_file(tmp_path: Path) -> None:
+    onlooker = _open(tmp_path / "a.db", writable=False)
+    assert await onlooker.read(_keys) == []
+    await onlooker.close()
+    assert list(tmp_path.iterdir()) == []
+
+
+async def test_read_only_reads_what_can_be_read_of_a_corrupt_file(tmp_path: Path) -> None:
+    path = tmp_path / "a.db"
+    await _filled(path)
+    data = bytearray(path.read_bytes())
+    middle = data.index(b"b0200") // 4096 * 4096
+    data[middle : middle + 4096] = b"\xff" * 4096
+    path.write_bytes(data)
+    onlooker = _open(path, writable=False)
+    assert len(await onlooker.read(_keys)) > 350
+    await onlooker.close()
+    assert path.read_bytes() == data
