@@ -263,10 +263,7 @@ class Network:
     async def _delete(self, attachment: Attachment) -> None:
         async with self._operation("DEL", attachment):
             network = _network(attachment)
-            # Gone after a reboot, or unmounted by somebody: given none, plugins free what they have outside of it. A path that
-            # is no namespace they would refuse.
-            netns = str(attachment.netns) if await self._pins.inode(attachment.netns) is not None else ""
-            call = _call("DEL", attachment, netns)
+            call = _call("DEL", attachment, await self._netns(attachment))
             previous = await self._previous(attachment)
             inject = {"prevResult": previous} if previous is not None and at_least(network.version, "0.4.0") else {}
             # libcni ends the chain at the first failure; we don't. The first plugin of the chain, which DEL asks last, frees the
@@ -313,6 +310,14 @@ class Network:
         if errors:
             text = f"{len(errors)} of {len(plugins)} plugins of network {network.name} failed: {'; '.join(map(str, errors))}"
             raise type(errors[0])(text) from ExceptionGroup(str(call), errors)
+
+    async def _netns(self, attachment: Attachment) -> str:
+        """The namespace for DEL. Gone after a reboot, or unmounted by somebody: none, and plugins free what they have outside of
+        it. A path that is no namespace they would refuse."""
+        try:
+            return str(attachment.netns) if await self._pins.inode(attachment.netns) is not None else ""
+        except OSError as error:  # neither there nor gone: a DEL without it would leave what is in it
+            raise Unavailable(f"netns {attachment.netns} of sandbox {attachment.sandbox} can't be looked at: {error}") from error
 
     async def _previous(self, attachment: Attachment) -> dict[str, Any] | None:
         try:

@@ -82,8 +82,11 @@ class FakePins:
     """Namespaces by pin."""
 
     inodes: dict[Path, int] = field(default_factory=lambda: {NETNS: 4026532001})
+    error: OSError | None = None
 
     async def inode(self, pin: Path) -> int | None:
+        if self.error is not None:
+            raise self.error
         return self.inodes.get(pin)
 
 

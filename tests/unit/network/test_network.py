@@ -349,6 +349,13 @@ class TestDelete:
         assert [one.env["CNI_NETNS"] for one in node.runner.ran] == ["", ""]
         assert node.runner.ran[0].env["CNI_CONTAINERID"] == "s1"
 
+    async def test_a_namespace_that_can_not_be_looked_at_is_not_taken_for_gone(self, node: Node) -> None:
+        attachment = await attached(node)
+        node.pins.error = OSError(errno.EIO, "Input/output error")
+        with pytest.raises(Unavailable, match=f"netns {NETNS} of sandbox s1 can't be looked at"):
+            await node.network.delete(attachment)
+        assert not node.runner.ran
+
     async def test_twice_and_before_any_add(self, node: Node) -> None:
         attachment = await attached(node)
         await node.network.delete(attachment)
