@@ -45,3 +45,9 @@ IN_FLIGHT = 30.0
 """StopPodSandbox waits this long for creates and starts in flight; then their shim is killed under them."""
 RELEASE = 300.0
 """One attempt to release one ledger entry, above the budgets of its steps: a releaser that hangs is given up and tried again."""
+LOG_COPIER_START = 10.0
+"""The log copier, from fork to its socket; also the daemon's first connection to it."""
+LOG_COPIER_CALL = 10.0
+"""Open, reopen or close of one container's log. A log file system that hangs makes it run out; the streams stay owned."""
+LOG_COPIER_PING = 10.0
+"""A log copier that is silent for so long is killed and started again, which loses no line."""

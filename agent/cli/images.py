@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from agent.aio import in_thread
 from agent.cli import output
 from agent.errdefs import NotFound
 from cri.api import admin_pb2
@@ -15,7 +16,7 @@ from cri.client import Client
 
 async def import_archive(client: Client, path: Path, form: str) -> None:
     """Import an OCI layout or a `docker save` archive; the daemon reads it, so the path is made absolute."""
-    answer = await client.call("ImportImage", admin_pb2.ImportImageRequest(path=str(path.resolve())))
+    answer = await client.call("ImportImage", admin_pb2.ImportImageRequest(path=str(await in_thread(path.resolve))))
     rows = [{"id": image.id, "tags": list(image.tags)} for image in answer.images]
     output.show(rows, ("id", "tags"), form)
 

@@ -30,6 +30,8 @@ _CONTAINER_FIELDS = frozenset({
 })  # fmt: skip
 _UNITS = {"": 1, "m": Decimal("0.001"), "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
 _CPU_PERIOD = 100_000
+_MASKED = "/proc/acpi /proc/asound /proc/kcore /proc/keys /proc/latency_stats /proc/timer_list /sys/firmware".split()
+_READ_ONLY = "/proc/bus /proc/fs /proc/irq /proc/sys /proc/sysrq-trigger".split()
 
 
 @dataclass(frozen=True)
@@ -99,10 +101,7 @@ def _pod(document: dict[str, Any], log_root: str, cgroup_parent: str) -> Pod:
 
 
 def _namespaces(spec: Mapping[str, Any]) -> cri.NamespaceOption:
-    if spec.get("hostPID"):
-        pid = cri.NODE
-    else:
-        pid = cri.POD if spec.get("shareProcessNamespace") else cri.CONTAINER
+    pid = cri.NODE if spec.get("hostPID") else cri.POD if spec.get("shareProcessNamespace") else cri.CONTAINER
     return cri.NamespaceOption(
         network=cri.NODE if spec.get("hostNetwork") else cri.POD, pid=pid, ipc=cri.NODE if spec.get("hostIPC") else cri.POD
     )
@@ -200,8 +199,8 @@ def _security(context: Mapping[str, Any]) -> cri.LinuxContainerSecurityContext:
         no_new_privs=context.get("allowPrivilegeEscalation") is False,
         supplemental_groups=context.get("supplementalGroups") or [],
         capabilities=cri.Capability(add_capabilities=capabilities.get("add") or [], drop_capabilities=capabilities.get("drop") or []),
-        masked_paths=["/proc/acpi", "/proc/asound", "/proc/kcore", "/proc/keys", "/proc/latency_stats", "/proc/timer_list", "/sys/firmware"],
-        readonly_paths=["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"],
+        masked_paths=_MASKED,
+        readonly_paths=_READ_ONLY,
     )  # fmt: skip
     if "runAsUser" in context:
         made.run_as_user.value = int(context["runAsUser"])

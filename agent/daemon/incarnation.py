@@ -50,7 +50,7 @@ class Incarnation:
 
     def _parent(self) -> Path:
         """The cgroup the daemon was started in, in the hierarchy that is used."""
-        membership = dict((line.split(":", 2)[1], line.split(":", 2)[2]) for line in (self._proc / "self/cgroup").read_text().splitlines())
+        membership = {line.split(":", 2)[1]: line.split(":", 2)[2] for line in (self._proc / "self/cgroup").read_text().splitlines()}
         v2 = (self._root / "cgroup.controllers").exists()
         for controllers, directory in _CANDIDATES:
             if controllers in membership and v2 == (not controllers):

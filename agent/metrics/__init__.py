@@ -39,4 +39,5 @@ loop_lag_seconds = Histogram("orlop_event_loop_lag_seconds", "How late the event
 loop_blocked = Counter("orlop_event_loop_blocking_calls", "Blocking calls caught on the event loop's thread.", ["call"], registry=registry)
 ttrpc_late_answers = Counter("orlop_ttrpc_late_answers", "Answers of shims to calls whose caller had given up.", registry=registry)
 log_write_errors = Counter("orlop_log_write_errors", "Container log writes that failed; what was read is lost.", registry=registry)
+log_copier_starts = Counter("orlop_log_copier_starts", "Starts of the log copier process.", registry=registry)
 cni_operations = Counter("orlop_cni_operations", "CNI operations by verb and outcome.", ["verb", "outcome"], registry=registry)

@@ -7,6 +7,7 @@ makes a new one.
 from __future__ import annotations
 
 import time
+from pathlib import Path
 
 from agent import failpoints, log
 from agent.events import Exit
@@ -64,7 +65,7 @@ async def _run_task(pods: Pods, sandbox: Sandbox, live: Container) -> None:
         Intent(Kind.TASK, record.id, **owner, data={"handler": sandbox.record.handler}),
     )
     await failpoints.hit("pods.container_start.stdio")
-    stdio = await pods.logs.open(record.id, record.log_path, terminal=record.config.tty)
+    stdio = await pods.logs.open(record.id, Path(record.log_path) if record.log_path else None, record.config.tty)
     await pods.ledger.hold(Kind.FIFO, record.id)
     await pods.ledger.hold(Kind.LOG, record.id)
     await failpoints.hit("pods.container_start.create")

@@ -44,11 +44,11 @@ async def exec_sync(pods: Pods, request: cri.ExecSyncRequest) -> cri.ExecSyncRes
 async def _exec(pods: Pods, record: ContainerRecord, command: list[str], timeout: float | None) -> cri.ExecSyncResponse:
     exec_id = new_id()
     process_spec = {**record.spec["process"], "args": command, "terminal": False}
-    capture = await Capture.open(pods.state_dir / "io" / exec_id)
+    capture = await Capture.open(pods.state_dir, exec_id)
     try:
         await failpoints.hit("pods.exec_sync.exec")
         process = await pods.tasks.get(record.id).exec(
-            exec_id, process_spec, stdin="", stdout=capture.stdout, stderr=capture.stderr, terminal=False
+            exec_id, process_spec, stdin="", stdout=capture.stdio.stdout, stderr=capture.stdio.stderr, terminal=False
         )
         try:
             await process.start()
@@ -58,8 +58,7 @@ async def _exec(pods: Pods, record: ContainerRecord, command: list[str], timeout
             await _quietly(process.delete)
     finally:
         await capture.close()
-    output = capture.result()
-    return cri.ExecSyncResponse(stdout=output.stdout, stderr=output.stderr, exit_code=exit_.status)
+    return cri.ExecSyncResponse(stdout=capture.stdout, stderr=capture.stderr, exit_code=exit_.status)
 
 
 async def _finish(process: ExecProcess, timeout: float | None, command: list[str]) -> Exit:

@@ -54,7 +54,7 @@ async def _adopt_log(pods: Pods, live: Container) -> None:
     if pods.ledger.get(Kind.LOG, record.id) is None:
         return
     try:
-        await pods.logs.adopt(record.id, record.log_path, terminal=record.config.tty)
+        await pods.logs.adopt(record.id, Path(record.log_path) if record.log_path else None, record.config.tty)
     except OrlopError as error:
         _log.warning("log not adopted", container=record.id, error=str(error))
 

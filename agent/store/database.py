@@ -17,7 +17,7 @@ from collections.abc import Callable, Hashable, Iterator
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from agent import log
+from agent import log, metrics
 from agent.errdefs import OrlopError, Unavailable
 from agent.store import schema
 from agent.store.writer import Commit, Deliver, Write, Writer, WriterThread
@@ -106,7 +106,7 @@ class Database:
             write.future = asyncio.get_running_loop().create_future()
             self._writer.put(write)
         for write in again:
-            await asyncio.shield(write.future)
+            await write.future
         return self.unwritten
 
     @property
@@ -120,25 +120,39 @@ class Database:
 
     def _put(self, write: Write) -> asyncio.Future[T]:
         for key in write.keys:
+            if (older := self._unsettled.get(key)) is not None:
+                write.superseded[key] = older
             self._unsettled[key] = write
         self._writer.put(write)
-        return asyncio.shield(write.future)
+        return write.future
 
     def _deliver(self, batch: list[Write]) -> None:
         for write in batch:
-            failed = write.error is not None
+            failed = write.failed = write.error is not None
             for key in write.keys:
-                if self._unsettled.get(key) is write and not (failed and write.insisted):
-                    del self._unsettled[key]
-            write.failed = failed
+                if self._unsettled.get(key) is write:
+                    self._settle(key, write)
+            write.superseded.clear()
             if not write.reads:
                 self._report(write.error)
-            if write.insisted:
+            if write.future.done():
+                pass  # whoever waited was cancelled
+            elif write.insisted:
                 write.future.set_result(not failed)
             elif write.error is not None:
                 write.future.set_exception(write.error)
             else:
                 write.future.set_result(write.value)
+
+    def _settle(self, key: Hashable, write: Write) -> None:
+        """The newest write of `key` has ended. If it failed, it is pending, or the older one that it would have replaced is."""
+        older = write.superseded.get(key)
+        if write.failed and write.insisted:
+            return
+        if write.failed and older is not None and older.failed:
+            self._unsettled[key] = older
+        else:
+            del self._unsettled[key]
 
     def _report(self, error: BaseException | None) -> None:
         if error is not None and not self.problem:
@@ -226,6 +240,10 @@ class Database:
             raise
         return connection
 
+    def set_aside(self) -> list[Path]:
+        """Corrupt files that an operator has not looked at and removed yet. Blocks: for a thread."""
+        return sorted(self.path.parent.glob(f"{self.path.name}.corrupt-*[0-9]"))
+
     def _replace(self, reason: str) -> sqlite3.Connection:
         """Put a new file, with what can be read of the corrupt one, in its place. Fails before it changed anything, or not at all."""
         aside = self.path.with_name(f"{self.path.name}.corrupt-{self._clock():.3f}")
@@ -238,6 +256,7 @@ class Database:
         with contextlib.suppress(FileNotFoundError):
             _wal(self.path).rename(_wal(aside))  # or SQLite would play it into the new file
         fresh.replace(self.path)
+        metrics.ledger_quarantined.inc()
         _log.error("a store file was corrupt: a new one is begun", path=str(self.path), aside=str(aside), error=reason, rows_saved=saved)
         return self._open()
 

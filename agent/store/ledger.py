@@ -117,7 +117,10 @@ class Ledger:
             self._mirror.put(resource)
         committed = [database.write(function, keys=tuple(resource.id for resource in mine)) for database, mine, function in writes]
         try:
-            await asyncio.gather(*committed)
+            outcomes = await asyncio.gather(*committed, return_exceptions=True)
+            for outcome in outcomes:
+                if isinstance(outcome, BaseException):
+                    raise outcome
         except BaseException:
             for resource in resources:
                 if self._mirror.get(resource.id) is resource:  # or a release that runs beside us has it

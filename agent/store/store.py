@@ -85,7 +85,9 @@ class Store:
     async def _load(cls, boot: Database, disk: Database, clock: Callable[[], float], locks: list[int]) -> Store:
         databases = (boot, disk)
         try:
-            metrics.ledger_quarantined.set(sum([len(await database.read(quarantine.load)) for database in databases]))
+            rows_aside = [len(await database.read(quarantine.load)) for database in databases]
+            files_aside = [len(await in_thread(database.set_aside)) for database in databases]
+            metrics.ledger_quarantined.set(sum(rows_aside + files_aside))
             resources: list[Resource] = []
             for database in databases:
                 good, bad = await database.read(rows.load)

@@ -27,6 +27,7 @@ class Write:
     insisted: bool = False
     reads: bool = False
     failed: bool = False
+    superseded: dict[Hashable, Write] = field(default_factory=dict)
     value: Any = None
     error: BaseException | None = field(default=None, repr=False)
 
