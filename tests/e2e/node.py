@@ -105,8 +105,10 @@ def mounts() -> Iterator[str]:
 def cgroups() -> Iterator[str]:
     """The directories below this run's cgroup, in every hierarchy."""
     for hierarchy in (CGROUPS, *CGROUPS.iterdir()):
-        for folder, _, _ in os.walk(f"{hierarchy}{CGROUP_PARENT}/"):
-            yield f"cgroup {folder}"
+        top = f"{hierarchy}{CGROUP_PARENT}"
+        for folder, _, _ in os.walk(top):
+            if folder != top:
+                yield f"cgroup {folder}"
 
 
 def files(tree: Path) -> Iterator[str]:
