@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from agent.aio import in_thread
-from agent.network.network import Attachment
+from agent.network import Attachment
 from agent.pods import sandbox_files
 from agent.pods.context import Pods
 from agent.store.kinds import Kind

@@ -19,7 +19,7 @@ from agent.config.handlers import RuntimeHandler
 from agent.errdefs import InvalidArgument, Unavailable
 from agent.identifiers import new_id
 from agent.linux.mounts import Mount
-from agent.network.network import Attachment
+from agent.network import Attachment
 from agent.pods import sandbox_files, sandbox_task
 from agent.pods.context import Pods
 from agent.pods.registry import Sandbox

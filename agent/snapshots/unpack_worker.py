@@ -21,10 +21,10 @@ import zlib
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import zstandard
-from isal import igzip
+from isal import igzip, isal_zlib
 
 from agent.errdefs import DataLoss, Internal, OrlopError, ResourceExhausted
 from agent.linux import libc
@@ -35,7 +35,8 @@ from agent.snapshots.tar import CHUNK, TarReader
 CAPABILITIES = (libc.CAP_CHOWN, libc.CAP_DAC_OVERRIDE, libc.CAP_FOWNER, libc.CAP_FSETID, libc.CAP_MKNOD, libc.CAP_SETFCAP)
 _GZIP = b"\x1f\x8b"
 _ZSTD = b"\x28\xb5\x2f\xfd"
-_DAMAGE: tuple[type[Exception], ...] = (EOFError, gzip.BadGzipFile, zlib.error, zstandard.ZstdError)
+# isal's stub takes its error class for an instance of Exception.
+_DAMAGE = (EOFError, gzip.BadGzipFile, zlib.error, cast(type[Exception], isal_zlib.IsalError), zstandard.ZstdError)
 
 
 class Readable(Protocol):
@@ -91,8 +92,12 @@ def unpack(layer: io.BufferedReader[Any], root: str, diff_id: str, limits: Limit
         raise Internal(f"unpacking failed: {error.strerror} ({error.filename})") from error
     if found != diff_id:
         raise DataLoss(f"the layer's content has the digest {found}, the image's config says {diff_id}")
-    # JSON has no bytes; surrogates carry what is not UTF-8.
-    return {**asdict(report), "opaque": [*map(os.fsdecode, report.opaque)], "implied": [*map(os.fsdecode, report.implied)]}
+    return {**asdict(report), "opaque": [*map(path_to_text, report.opaque)], "implied": [*map(path_to_text, report.implied)]}
+
+
+def path_to_text(path: bytes) -> str:
+    """A path for JSON, which has no bytes: surrogates carry what is not UTF-8, whatever this process's locale."""
+    return path.decode("utf-8", "surrogateescape")
 
 
 def run(request: Mapping[str, Any]) -> dict[str, Any]:

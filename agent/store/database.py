@@ -69,6 +69,7 @@ class Database:
         self._scratch = scratch
         self._connection: sqlite3.Connection | None = None
         self._unsettled: dict[Hashable, Write] = {}
+        self._closed = False
         self._writer = writer(f"store {path.name}", self._commit, self._deliver)
 
     # ---- the event loop's side
@@ -104,7 +105,7 @@ class Database:
         for write in again:
             write.failed, write.error = False, None
             write.future = asyncio.get_running_loop().create_future()
-            self._writer.put(write)
+            self._enqueue(write)
         for write in again:
             await write.future
         return self.unwritten
@@ -115,16 +116,25 @@ class Database:
         return sum(write.failed for write in self._unsettled.values())
 
     async def close(self) -> None:
-        """Finish what is queued, close the file, end the thread. What is still unwritten is lost with the process."""
-        await self._writer.stop(self._disconnect)
+        """Finish what is queued, close the file, end the thread. What is still unwritten is lost with the process. Idempotent."""
+        if not self._closed:
+            self._closed = True
+            await self._writer.stop(self._disconnect)
 
     def _put(self, write: Write) -> asyncio.Future[T]:
         for key in write.keys:
             if (older := self._unsettled.get(key)) is not None:
                 write.superseded[key] = older
             self._unsettled[key] = write
-        self._writer.put(write)
+        self._enqueue(write)
         return write.future
+
+    def _enqueue(self, write: Write) -> None:
+        if self._closed:
+            write.error = Unavailable(f"the store {self.path} is closed")
+            self._deliver([write])
+        else:
+            self._writer.put(write)
 
     def _deliver(self, batch: list[Write]) -> None:
         for write in batch:

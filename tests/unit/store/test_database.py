@@ -109,6 +109,16 @@ async def test_never_on_the_event_loop(tmp_path: Path) -> None:
         await _open(tmp_path / "a.db", writer=OnTheLoop).write(_put("a"))
 
 
+async def test_closed_database(tmp_path: Path) -> None:
+    database = _open(tmp_path / "a.db")
+    await database.close()
+    with pytest.raises(Unavailable, match="is closed"):
+        await database.write(_put("a"))
+    assert await database.insist(_put("a"), key="a") is False
+    assert await database.flush() == 1
+    await database.close()
+
+
 async def test_unwritable(database: Database) -> None:
     await database.write(_put("old"))
     await make_unwritable(database)
