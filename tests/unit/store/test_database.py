@@ -71,7 +71,11 @@ async def test_one_bad_write_doesnt_spoil_the_batch(database: Database) -> None:
 
     blocker = database.write(block)
     await asyncio.to_thread(busy.wait)
-    good, bad, also_good = database.write(_put("a")), database.write(lambda c: c.execute("INSERT INTO nowhere VALUES (1)")), database.write(_put("b"))
+    good, bad, also_good = (
+        database.write(_put("a")),
+        database.write(lambda c: c.execute("INSERT INTO nowhere VALUES (1)")),
+        database.write(_put("b")),
+    )
     go_on.set()
     await blocker
     outcomes = await asyncio.gather(good, bad, also_good, return_exceptions=True)
