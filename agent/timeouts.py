@@ -51,3 +51,7 @@ LOG_COPIER_CALL = 10.0
 """Open, reopen or close of one container's log. A log file system that hangs makes it run out; the streams stay owned."""
 LOG_COPIER_PING = 10.0
 """A log copier that is silent for so long is killed and started again, which loses no line."""
+TEARDOWN_STEP = 30.0
+"""One step of a teardown on the node itself: unmount, removal of a directory tree or a cgroup."""
+SNAPSHOT_USAGE = 60.0
+"""One walk over what all containers have written."""

@@ -1,11 +1,10 @@
 """The process that unpacks one layer: `python -m agent.snapshots.unpack_worker`, started by `agent.snapshots.snapshotter`.
 
-It gets a request as JSON on stdin, shuts itself into the target directory (own namespaces, chroot, six capabilities), reads the
-compressed layer from an inherited descriptor, and writes one JSON answer into another one, a memfd of the parent's. Decoders
-written in C, a tar of a stranger's and the time all this takes stay out of the daemon; killing it leaves a directory that the
-ledger owns.
+It gets a request as JSON on stdin, opens the compressed layer, shuts itself into the target directory (own namespaces, chroot,
+six capabilities) before it reads the first byte of it, and writes one JSON answer into an inherited memfd. Decoders written in
+C, a tar of a stranger's and the time all this takes stay out of the daemon; killing it leaves a directory that the ledger owns.
 
-    request  {"target": path, "layer": fd, "answer": fd, "diff_id": "sha256:...", "limits": {...}}
+    request  {"target": path, "layer": path, "answer": fd, "diff_id": "sha256:...", "limits": {...}}
     answer   {"size", "inodes", "opaque": [...], "implied": [...], "ignored_xattrs"}  or  {"code": number, "error": sentence}
 """
 
@@ -104,8 +103,8 @@ def run(request: Mapping[str, Any]) -> dict[str, Any]:
     """Serve the request; whatever fails becomes an answer."""
     try:
         os.umask(0)
-        confine(Path(request["target"]), CAPABILITIES)
         with io.BufferedReader(io.FileIO(request["layer"]), CHUNK) as layer:
+            confine(Path(request["target"]), CAPABILITIES)
             return unpack(layer, "/", request["diff_id"], Limits(**request["limits"]))
     except OrlopError as error:
         return {"code": error.code, "error": str(error)}

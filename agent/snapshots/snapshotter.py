@@ -1,0 +1,381 @@
+"""The overlay snapshotter: committed layers, and the writable snapshots of containers on top of them.
+
+    <root>/unpack/<key>/fs             a layer being unpacked; owned by a ledger entry LAYER_UNPACK, swept at start
+    <root>/layers/<hex>, <root>/l      committed layers (`layers.py`); appear by rename, complete and on disk
+    <root>/containers/<key>/fs, work   upper and work directory of a container; owned by a ledger entry SNAPSHOT
+    <root>/containers/<key>/chain      the chain id it stands on
+    <root>/trash/<random>              layers on their way out; swept at start
+
+Unpacking is in two steps, so that the layers of an image unpack side by side: `unpack` knows nothing of the layers below,
+`commit` puts the result on top of one. Callers: `agent.images` for layers, `agent.pods` (through it) for containers. Who
+needs which layer is theirs to say; only what containers stand on is remembered here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import secrets
+import sys
+import time
+from collections.abc import Callable, Collection, Iterable
+from contextlib import AbstractAsyncContextManager, suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import ParamSpec, Protocol
+
+from agent import failpoints, log, timeouts
+from agent.aio import KeyedLock, Supervisor, in_thread
+from agent.errdefs import AlreadyExists, FailedPrecondition, Internal, InvalidArgument, NotFound, OrlopError, from_code
+from agent.identifiers import validate
+from agent.linux.mounts import Mount
+from agent.linux.processes import Command, Completed
+from agent.snapshots import layers as layout
+from agent.snapshots import lookup
+from agent.snapshots.apply import Limits
+from agent.snapshots.commit import Unpacked, complete
+from agent.snapshots.layers import Layer
+from agent.snapshots.removal import remove_tree
+
+_log = log.get("snapshots")
+
+MAX_USER_FILE = 4 << 20
+"""Bytes of an /etc/passwd or /etc/group that are read to resolve a user's name."""
+_WORKER_ENV = {"PATH": os.defpath}
+P = ParamSpec("P")
+
+
+class Runner(Protocol):
+    """What is needed of `agent.linux.processes.Processes`."""
+
+    async def run(self, command: Command) -> Completed: ...
+
+
+@dataclass(frozen=True)
+class Usage:
+    """Disk use of a snapshot, as it was at `time` (Unix seconds)."""
+
+    size: int
+    inodes: int
+    time: float
+
+
+class Snapshotter:
+    """Layers and snapshots under `root`. `open()` first; one per directory.
+
+    `parallel` unpack workers run at once, in `cgroup` (relative path, as in `Command`), which ends with the daemon.
+    """
+
+    def __init__(self, root: Path, processes: Runner, *, limits: Limits | None = None, parallel: int = 0, cgroup: str = "") -> None:
+        if set(str(root)) & set(",:\\"):
+            raise InvalidArgument(f"snapshot root {root}: overlay mount options can't name a path with ',', ':' or '\\' in it")
+        self.root = root
+        self._unpack, self._layers_dir, self._links = root / "unpack", root / "layers", root / "l"
+        self._containers_dir, self._trash = root / "containers", root / "trash"
+        self._processes = processes
+        self._limits = limits or Limits()
+        self._workers = asyncio.Semaphore(parallel or os.cpu_count() or 1)
+        self._cgroup = cgroup
+        self._layers: dict[str, Layer] = {}
+        self._containers: dict[str, str] = {}
+        self._usage: dict[str, Usage] = {}
+        self._numbers = 0
+        self._claims = KeyedLock()
+        self._keys = KeyedLock()
+        self._sync = asyncio.Lock()
+        self._supervisor = Supervisor("snapshots")
+
+    async def open(self, known: Collection[str]) -> list[str]:
+        """Learn what is on disk, and get rid of what nobody owns.
+
+        `known` are the keys of the snapshots in the ledger. Everything in `unpack/` goes, for its workers are dead by now, and
+        so do snapshots that are not known. Returns what was found, relative to the root; the files are deleted in the background.
+        """
+        unowned = await in_thread(self._open, known)
+        self._supervisor.start(self._empty_trash(), name="empty the trash")
+        return unowned
+
+    def _open(self, known: Collection[str]) -> list[str]:
+        for directory in (self._unpack, self._layers_dir, self._links, self._containers_dir, self._trash):
+            directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._layers, unowned = layout.load_layers(self._layers_dir)
+        for layer in self._layers.values():
+            layout.link(self._links, layer, self._layers_dir)
+            self._numbers = max(self._numbers, int(layer.short, 36) + 1)
+        shorts = {layer.short for layer in self._layers.values()}
+        for link in [link for link in self._links.iterdir() if link.name not in shorts]:
+            link.unlink()
+        unowned += self._unpack.iterdir()
+        for directory in self._containers_dir.iterdir():
+            if directory.name in known:
+                with suppress(FileNotFoundError):  # cut off before it was written: nothing stands on a layer yet
+                    self._containers[directory.name] = (directory / "chain").read_text()
+            else:
+                unowned.append(directory)
+        for directory in unowned:
+            directory.rename(self._trash / secrets.token_hex(8))
+        return sorted(str(path.relative_to(self.root)) for path in unowned)
+
+    async def _empty_trash(self) -> None:
+        for directory in await in_thread(lambda: list(self._trash.iterdir())):
+            try:
+                await in_thread(remove_tree, directory)
+            except (OSError, OrlopError) as error:  # the next start tries again
+                _log.error("leftover not removed", path=str(directory), error=str(error))
+
+    async def close(self, budget: float) -> None:
+        """Wait for what is being changed on disk, `budget` seconds at the most."""
+        await self._supervisor.stop(budget)
+
+    # Layers
+
+    def layer(self, chain_id: str) -> Layer | None:
+        """A committed layer."""
+        return self._layers.get(chain_id)
+
+    def layers(self) -> list[Layer]:
+        return list(self._layers.values())
+
+    def complete(self, chain_id: str) -> bool:
+        """Whether the layer and all below it are there."""
+        needed = layout.closure(self._layers, {chain_id} - {""})
+        return needed <= self._layers.keys()
+
+    def claim(self, chain_id: str) -> AbstractAsyncContextManager[None]:
+        """Held around "is it there? else unpack and commit it": whoever wants the same layer meanwhile waits, and finds it."""
+        return self._claims.hold(chain_id)
+
+    async def unpack(self, key: str, blob: Path, diff_id: str) -> Unpacked:
+        """Unpack a stored layer blob into `unpack/<key>`, in a process of its own.
+
+        After an error the directory may be there: the caller, whose ledger entry names the key, calls `discard`.
+
+        Raises:
+            DataLoss: the blob is damaged, or its content is not what `diff_id` says.
+            InvalidArgument: the layer breaks the rules of layers, or tries to get out of its directory.
+            ResourceExhausted: it is a bomb, or the disk is full.
+            DeadlineExceeded: it took longer than `timeouts.UNPACK_LAYER`.
+        """
+        directory = self._unpack / validate(key, "unpack key")
+        request = {"target": str(directory / "fs"), "layer": str(blob), "diff_id": diff_id, "limits": asdict(self._limits)}
+        async with self._workers:
+            await self._guarded(key, _make_unpack_directory, directory)
+            await failpoints.hit("snapshots.unpack.worker")
+            answer = os.memfd_create("unpack answer")
+            try:
+                text = json.dumps({**request, "answer": answer}).encode()
+                done = await self._worker("unpack_worker", text, (answer,), timeouts.UNPACK_LAYER)
+                said = os.pread(answer, os.fstat(answer).st_size, 0)
+            finally:
+                os.close(answer)
+        return await in_thread(_unpacked, key, diff_id, said, done)
+
+    async def commit(self, unpacked: Unpacked, parent: str) -> Layer:
+        """Put an unpacked layer on top of the committed layer `parent` (empty: none). It appears at once, and durably.
+
+        The caller holds its claim. Raises NotFound: there is no such parent.
+        """
+        if parent and parent not in self._layers:
+            raise NotFound(f"layer {parent} is gone, and so {unpacked.diff_id} can't be put on top of it")
+        chain_id = layout.chain_id(parent, unpacked.diff_id)
+        self._numbers += 1
+        layer = Layer(
+            chain_id=chain_id,
+            parent=parent,
+            diff_id=unpacked.diff_id,
+            short=layout.short_name(self._numbers - 1),
+            size=unpacked.size,
+            inodes=unpacked.inodes,
+            opaque=b"" in unpacked.opaque,
+        )
+        directory = self._unpack / unpacked.key
+        parents = [] if layer.opaque else self._directories(parent)
+        async with self._sync:  # syncfs is for the whole disk: several at a time only wait for each other
+            await self._guarded(unpacked.key, complete, directory, unpacked, layer, parents)
+        await failpoints.hit("snapshots.commit.rename")
+        await self._guarded(unpacked.key, self._publish, directory, layer)
+        return layer
+
+    def _publish(self, directory: Path, layer: Layer) -> None:
+        directory.rename(self._layer_directory(layer.chain_id))
+        layout.link(self._links, layer, self._layers_dir)
+        _sync_directory(self._layers_dir)
+        self._layers[layer.chain_id] = layer
+
+    async def discard(self, key: str) -> None:
+        """Remove `unpack/<key>`; nothing there: no-op. The release of a ledger entry LAYER_UNPACK."""
+        await self._guarded(key, remove_tree, self._unpack / validate(key, "unpack key"))
+
+    def unused(self, needed: Iterable[str]) -> list[str]:
+        """Layers that neither `needed` (chain ids of images) nor any snapshot stands on, in an order of removal."""
+        needed_closure = layout.closure(self._layers, {*needed, *self._containers.values()})
+        unused = [chain_id for chain_id in self._layers if chain_id not in needed_closure]
+        return sorted(unused, key=lambda chain_id: len(layout.closure(self._layers, {chain_id})), reverse=True)
+
+    async def delete_layer(self, chain_id: str) -> None:
+        """Remove a layer that nothing stands on; not there: no-op. It disappears at once; its files take a while.
+
+        Raises:
+            FailedPrecondition: a layer or a snapshot stands on it.
+        """
+        layer = self._layers.get(chain_id)
+        if layer is None:
+            return
+        users = [other.chain_id for other in self._layers.values() if other.parent == chain_id]
+        users += [key for key, stands_on in self._containers.items() if stands_on == chain_id]
+        if users:
+            raise FailedPrecondition(f"layer {chain_id} is in use by {', '.join(users[:3])}; it stays")
+        del self._layers[chain_id]  # before the first await: nobody finds it any more
+        async with self._claims.hold(chain_id):
+            await failpoints.hit("snapshots.delete_layer.rename")
+            await self._guarded(chain_id, self._delete, layer)
+
+    def _delete(self, layer: Layer) -> None:
+        with suppress(FileNotFoundError):
+            (self._links / layer.short).unlink()
+        trash = self._trash / secrets.token_hex(8)
+        self._layer_directory(layer.chain_id).rename(trash)
+        remove_tree(trash)
+
+    # Snapshots of containers
+
+    async def prepare(self, key: str, chain_id: str) -> list[Mount]:
+        """Make a container's writable snapshot on a committed layer (empty: on nothing), and say how to mount it.
+
+        It is mounted with `volatile`, which overlayfs allows once in the life of an upper directory, so there is no way to
+        get the mounts again: a snapshot serves one container, and a new container gets a new one. After an error the caller,
+        whose ledger entry names the key, calls `remove`.
+
+        Raises:
+            NotFound: the layer, or one below it, is not there.
+            AlreadyExists: the key is in use.
+        """
+        directory = self._containers_dir / validate(key, "snapshot key")
+        lowers = self._short_names(chain_id)
+        if key in self._containers:
+            raise AlreadyExists(f"snapshot {key} exists")
+        self._containers[key] = chain_id  # before the first await: from here on its layers are in use
+        await failpoints.hit("snapshots.prepare.mkdir")
+        await self._guarded(key, _make_snapshot, directory, chain_id, self._directories(chain_id)[:1])
+        if not lowers:
+            return [Mount("bind", str(directory / "fs"), ("rbind", "rw"))]
+        options = ("index=off", "volatile", f"workdir={directory / 'work'}", f"upperdir={directory / 'fs'}", f"lowerdir={':'.join(lowers)}")
+        return [Mount("overlay", "overlay", options)]
+
+    async def remove(self, key: str) -> None:
+        """Remove a container's snapshot; nothing there: no-op. The release of a ledger entry SNAPSHOT.
+
+        It must not be mounted any more. Raises Busy: something is mounted inside it; OSError.
+        """
+        directory = self._containers_dir / validate(key, "snapshot key")
+        await failpoints.hit("snapshots.remove.rmtree")
+        await self._guarded(key, remove_tree, directory)
+        self._containers.pop(key, None)
+        self._usage.pop(key, None)
+
+    def exists(self, key: str) -> bool:
+        """Whether a container's snapshot is there, or being made."""
+        return key in self._containers
+
+    async def read_file(self, chain_id: str, path: str) -> bytes | None:
+        """A regular file of at most `MAX_USER_FILE` bytes, as a container would see it; None if there is none.
+
+        Raises:
+            NotFound: a layer is not there.
+            ResourceExhausted: the file is longer.
+        """
+        return await in_thread(lookup.read_file, self._directories(chain_id), os.fsencode(path), MAX_USER_FILE)
+
+    # Usage
+
+    async def measure(self) -> dict[str, Usage]:
+        """Measure what all containers have written, in one helper process, and remember it."""
+        keys = list(self._containers)
+        request = json.dumps([str(self._containers_dir / key / "fs") for key in keys]).encode()
+        done = await self._worker("usage_worker", request, (), timeouts.SNAPSHOT_USAGE)
+        now = time.time()
+        try:
+            for key, (size, inodes) in zip(keys, json.loads(done.stdout), strict=True):
+                if key in self._containers:
+                    self._usage[key] = Usage(size, inodes, now)
+        except ValueError as error:
+            raise Internal(f"the usage worker ended with {done.returncode}: {done.stderr.decode(errors='replace')[-500:]}") from error
+        return dict(self._usage)
+
+    def usage(self, key: str) -> Usage | None:
+        """What was last measured of a container's snapshot; None before that."""
+        return self._usage.get(key)
+
+    def total(self) -> Usage:
+        """Of all layers and, as last measured, all snapshots together."""
+        parts = [(layer.size, layer.inodes) for layer in self._layers.values()]
+        parts += [(usage.size, usage.inodes) for usage in self._usage.values()]
+        return Usage(sum(size for size, _ in parts), sum(inodes for _, inodes in parts), time.time())
+
+    # Inside
+
+    def _layer_directory(self, chain_id: str) -> Path:
+        return self._layers_dir / chain_id.removeprefix("sha256:")
+
+    def _chain(self, chain_id: str) -> list[Layer]:
+        try:
+            return layout.chain(self._layers, chain_id)
+        except KeyError as error:
+            raise NotFound(f"layer {error.args[0]} is not on this node; the image has to be imported or pulled again") from None
+
+    def _directories(self, chain_id: str) -> list[Path]:
+        return [self._layer_directory(layer.chain_id) / "fs" for layer in self._chain(chain_id)]
+
+    def _short_names(self, chain_id: str) -> list[str]:
+        return [str(self._links / layer.short) for layer in self._chain(chain_id)]
+
+    async def _guarded(self, key: str, change: Callable[P, None], *args: P.args, **kwargs: P.kwargs) -> None:
+        """A change of the directory of `key`: one at a time, and to its end even if the caller is cancelled meanwhile."""
+
+        async def act() -> None:
+            async with self._keys.hold(key):
+                await in_thread(change, *args, **kwargs)
+
+        await self._supervisor.detached(act(), name=f"{change.__name__} {key}")
+
+    async def _worker(self, module: str, request: bytes, pass_fds: tuple[int, ...], budget: float) -> Completed:
+        # -I: neither the working directory nor PYTHON* variables decide what runs as root.
+        argv = (sys.executable, "-I", "-m", f"agent.snapshots.{module}")
+        return await self._processes.run(Command(argv, Path("/"), _WORKER_ENV, request, budget, self._cgroup, pass_fds))
+
+
+def _make_unpack_directory(directory: Path) -> None:
+    directory.mkdir(mode=0o700)
+    (directory / "fs").mkdir(mode=0o755)
+
+
+def _make_snapshot(directory: Path, chain_id: str, top: list[Path]) -> None:
+    directory.mkdir(mode=0o700)
+    (directory / "chain").write_text(chain_id)
+    upper = directory / "fs"
+    upper.mkdir(mode=0o755)
+    for lower in top:  # overlayfs shows the upper directory's owner and mode as the root's
+        status = lower.stat()
+        os.chown(upper, status.st_uid, status.st_gid)
+        upper.chmod(status.st_mode & 0o7777)
+    (directory / "work").mkdir(mode=0o711)
+
+
+def _unpacked(key: str, diff_id: str, answer: bytes, done: Completed) -> Unpacked:
+    try:
+        fields = json.loads(answer)
+        if "error" in fields:
+            raise from_code(int(fields["code"]), f"layer {diff_id}: {fields['error']}")
+        return Unpacked.from_answer(key, diff_id, fields)
+    except (ValueError, KeyError, TypeError) as error:
+        said = done.stderr.decode(errors="replace")[-500:]
+        raise Internal(f"the worker that unpacked layer {diff_id} ended with {done.returncode}: {said}") from error
+
+
+def _sync_directory(directory: Path) -> None:
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
