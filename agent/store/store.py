@@ -94,7 +94,8 @@ class Store:
                 resources += good
                 for _, row in bad:
                     quarantine.report(row)
-                if bad and database.writable:
+                if database.writable:
+                    # Also without a bad row: `problem` then says from the start that the file can't be written.
                     await database.insist(rows.set_aside(bad, clock()), key="quarantine")
         except BaseException:
             await asyncio.gather(*(database.close() for database in databases))

@@ -80,6 +80,11 @@ async def make_writable(database: Database) -> None:
     await database.write(allow)
 
 
+def contents(*directories: Path) -> dict[Path, bytes]:
+    """Every file in these directories."""
+    return {path: path.read_bytes() for directory in directories for path in directory.iterdir()}
+
+
 def databases(store: Store) -> tuple[Database, Database]:
     """The boot and the disk database of a store."""
     return store._boot, store._disk

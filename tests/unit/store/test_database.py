@@ -15,7 +15,7 @@ import pytest
 from agent.errdefs import Unavailable
 from agent.store.database import Database
 from agent.store.writer import Commit, Deliver, Write
-from tests.unit.store.conftest import Clock, make_unwritable, make_writable
+from tests.unit.store.conftest import Clock, contents, make_unwritable, make_writable
 
 
 def _put(key: str, data: bytes = b"x") -> Callable[[sqlite3.Connection], object]:
@@ -24,6 +24,10 @@ def _put(key: str, data: bytes = b"x") -> Callable[[sqlite3.Connection], object]
 
 def _remove(key: str) -> Callable[[sqlite3.Connection], object]:
     return lambda connection: connection.execute("DELETE FROM records WHERE key = ?", (key,))
+
+
+def _nonsense(connection: sqlite3.Connection) -> object:
+    return connection.execute("INSERT INTO nowhere VALUES (1)")
 
 
 def _keys(connection: sqlite3.Connection) -> list[str]:
@@ -71,14 +75,10 @@ async def test_one_bad_write_doesnt_spoil_the_batch(database: Database) -> None:
 
     blocker = database.write(block)
     await asyncio.to_thread(busy.wait)
-    good, bad, also_good = (
-        database.write(_put("a")),
-        database.write(lambda c: c.execute("INSERT INTO nowhere VALUES (1)")),
-        database.write(_put("b")),
-    )
+    writes = [database.write(function) for function in (_put("a"), _nonsense, _put("b"))]
     go_on.set()
     await blocker
-    outcomes = await asyncio.gather(good, bad, also_good, return_exceptions=True)
+    outcomes = await asyncio.gather(*writes, return_exceptions=True)
     assert isinstance(outcomes[1], Unavailable)
     assert await database.read(_keys) == ["a", "b"]
 
@@ -86,7 +86,7 @@ async def test_one_bad_write_doesnt_spoil_the_batch(database: Database) -> None:
 async def test_failed_write_is_undone_as_a_whole(database: Database) -> None:
     def half(connection: sqlite3.Connection) -> None:
         _put("a")(connection)
-        connection.execute("INSERT INTO nowhere VALUES (1)")
+        _nonsense(connection)
 
     with pytest.raises(Unavailable):
         await database.write(half)
@@ -286,13 +286,13 @@ async def test_read_only_sees_the_wal_and_changes_nothing(tmp_path: Path) -> Non
     path = tmp_path / "a.db"
     living = _open(path)
     await living.write(_put("a"))  # still in the WAL
-    before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
+    before = contents(tmp_path)
     onlooker = _open(path, writable=False)
     assert await onlooker.read(_keys) == ["a"]
     with pytest.raises(Unavailable, match="reading only"):
         await onlooker.write(_put("b"))
     await onlooker.close()
-    assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
+    assert contents(tmp_path) == before
     await living.close()
 
 
@@ -300,7 +300,7 @@ async def test_read_only_without_a_file(tmp_path: Path) -> None:
     onlooker = _open(tmp_path / "a.db", writable=False)
     assert await onlooker.read(_keys) == []
     await onlooker.close()
-    assert list(tmp_path.iterdir()) == []
+    assert contents(tmp_path) == {}
 
 
 async def test_read_only_reads_what_can_be_read_of_a_corrupt_file(tmp_path: Path) -> None:
