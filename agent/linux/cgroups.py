@@ -189,7 +189,7 @@ class Cgroups:
         for pid in sorted(pids)[:20]:
             try:
                 stat = procfs.parse_stat(files.read(f"{self._proc}/{pid}/stat"))
-                names.append(f"process {pid} ({stat.comm}, state {stat.state})")
+                names.append(f"process {pid} ({procfs.printable(stat.comm)}, state {stat.state})")
             except (FileNotFoundError, ProcessLookupError):
                 names.append(f"process {pid}, which is ending")
         return ", ".join(names) + (f" and {len(pids) - 20} more" if len(pids) > 20 else "")

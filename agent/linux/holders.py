@@ -35,7 +35,7 @@ class Holder:
     cgroup: str
 
     def __str__(self) -> str:
-        return f"process {self.pid} ({self.command}) by its {self.how} {self.path}, cgroup {self.cgroup}"
+        return f"process {self.pid} ({self.command}) by its {self.how} {procfs.printable(self.path)}, cgroup {self.cgroup}"
 
 
 def find_holders(path: Path, proc: Path, found: list[Holder]) -> None:
@@ -106,7 +106,7 @@ class _Search:
 def _command(proc: Path, pid: int) -> str:
     with contextlib.suppress(OSError):
         arguments = " ".join(procfs.split_arguments(files.read(f"{proc}/{pid}/cmdline")))
-        return arguments[:_COMMAND_LENGTH] or os.fsdecode(files.read(f"{proc}/{pid}/comm")).strip()
+        return procfs.printable(arguments[:_COMMAND_LENGTH] or os.fsdecode(files.read(f"{proc}/{pid}/comm")).strip())
     return "gone"
 
 

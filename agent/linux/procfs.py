@@ -75,6 +75,11 @@ def scan(proc: Path) -> Iterator[ProcessInfo]:
             yield ProcessInfo(pid, stat.ppid, stat.comm, split_arguments(arguments), stat.state, stat.start_time, cgroups)
 
 
+def printable(text: str) -> str:
+    """A name that a process gave itself, for a sentence in a log: with its control characters and stray bytes escaped."""
+    return text if text.isprintable() else text.encode("unicode_escape").decode("ascii")
+
+
 def split_arguments(data: bytes) -> tuple[str, ...]:
     """/proc/PID/cmdline: each argument ends with NUL; a process that overwrote them (a title) may have left out the last."""
     return tuple(os.fsdecode(argument) for argument in data.removesuffix(b"\0").split(b"\0")) if data else ()

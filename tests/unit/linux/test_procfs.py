@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agent.linux.cgroupfs import parse_membership
-from agent.linux.procfs import parse_stat, scan, split_arguments
+from agent.linux.procfs import parse_stat, printable, scan, split_arguments
 
 TAIL = b"S 7 12 12 0 -1 4194560 1 0 0 0 0 0 0 0 20 0 1 0 98765 8118272 512 18446744073709551615 1 1 0"
 
@@ -32,6 +33,12 @@ def test_what_is_no_stat_line_is_refused(data: bytes) -> None:
 )
 def test_arguments(data: bytes, expected: tuple[str, ...]) -> None:
     assert split_arguments(data) == expected
+
+
+@given(st.binary(max_size=20))
+def test_a_name_is_one_line_of_a_log(name: bytes) -> None:
+    assert printable(os.fsdecode(name)).isprintable()
+    assert printable("nginx: wörker") == "nginx: wörker"
 
 
 @given(st.dictionaries(st.sampled_from(["memory", "cpu,cpuacct", "name=systemd", ""]), st.text("ab:/ é", max_size=6).map("/{}".format)))
