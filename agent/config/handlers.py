@@ -1,0 +1,32 @@
+"""Runtime handlers: what a pod's `runtimeClassName` chooses.
+
+Read from the configuration, used by `agent.pods` (which handler, which kind of sandbox) and `agent.runtime.v2` (which shim,
+with which options).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+SandboxKind = Literal["pinned", "task"]
+
+
+@dataclass(frozen=True)
+class RuntimeHandler:
+    """One way to run pods."""
+
+    name: str
+    """As in the RuntimeClass; the kubelet sends it as `runtime_handler`."""
+    runtime_type: str = "io.containerd.runc.v2"
+    """The shim, by containerd's rule: `io.containerd.runc.v2` is `containerd-shim-runc-v2`. An absolute path is the binary itself."""
+    path: str = ""
+    """The shim's binary, where it should not be looked for in PATH."""
+    engine: str = ""
+    """The OCI engine (runc, crun) of a runc shim: a name or a path. Empty: the shim's own default, runc."""
+    sandbox: SandboxKind = "pinned"
+    """`pinned`: no process of its own, namespaces held by bind mounts. `task`: a task from the sandbox image."""
+    systemd_cgroup: bool = False
+    """Let the engine make cgroups through systemd; has to be the kubelet's choice as well."""
+    config_path: str = ""
+    """The configuration file of a shim that isn't runc's (gVisor, Kata)."""

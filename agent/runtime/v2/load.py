@@ -1,0 +1,151 @@
+"""After a restart of the daemon: finds its shims and tasks again, by what the ledger remembers (runtime-v2 section 9).
+
+Each shim is looked at beside the others and under its own budget. Dead is only what its pidfd says is dead; a shim that
+doesn't answer in time keeps its containers and is asked again in the background, however long that takes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+
+from agent import failpoints, log, timeouts
+from agent.aio import in_thread
+from agent.config.handlers import RuntimeHandler
+from agent.errdefs import Closed, DataLoss, DeadlineExceeded, Internal, NotFound, OrlopError
+from agent.events import Exchange
+from agent.runtime.v2 import bootstrap, exits
+from agent.runtime.v2.cleanup import Node
+from agent.runtime.v2.records import ShimRecord, TaskRecord
+from agent.runtime.v2.shim import Shim
+from agent.runtime.v2.shim_log import ShimLog
+from agent.runtime.v2.task import Stage, Task
+from agent.store.ledger import Kind, Resource, State
+
+_log = log.get("runtime")
+
+_RETRY = 1.0
+"""Seconds between two questions to a shim that didn't answer the first."""
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """What the ledger knows of; nothing of it has been asked yet."""
+
+    shims: dict[str, Shim]
+    tasks: dict[str, Task]
+
+
+def remembered(node: Node, make_shim: Callable[[ShimRecord], Shim], exchange: Exchange) -> Loaded:
+    """Shims and tasks as the ledger has them, tasks in the order of their creation."""
+    shims: dict[str, Shim] = {}
+    tasks: dict[str, Task] = {}
+    resources = node.ledger.all()
+    for resource in resources:
+        if resource.kind is Kind.SHIM:
+            shim = shims[resource.key] = make_shim(_shim_record(resource, resources))
+            if resource.state in (State.RELEASING, State.FAILED):
+                shim.gate.close()
+    for resource in resources:
+        if resource.kind is Kind.TASK:
+            task = tasks[resource.key] = _task(node, resource, shims, make_shim, exchange)
+            if task.record.create:
+                task.move(Stage.LIVE)
+            task.settled.set()
+    return Loaded(shims, tasks)
+
+
+async def reach(node: Node, shim: Shim) -> bool:
+    """Whether the shim's process lives. If so it is connected, or unknown for now; if not, its cleanup is due."""
+    identity = shim.record.identity
+    if identity is None:
+        return False
+    await failpoints.hit("runtime.load.shim")
+    shim.process = await node.processes.open(identity.pid, identity.start_time)
+    if shim.process is None:
+        return False
+    shim.attach_log(await ShimLog.open(shim.id, shim.bundle.log))  # before anything else: without a reader it hangs
+    try:
+        found = await in_thread(bootstrap.read, shim.bundle.path)
+        shim.record = shim.record.listening(found, identity)
+    except (NotFound, Internal) as error:
+        _log.warning("bundle without a usable bootstrap.json", shim=shim.id, error=str(error))
+    try:
+        await shim.reach(timeouts.SHIM_LOAD)
+    except OrlopError as error:
+        _log.warning("shim not reached yet; its containers are left alone", shim=shim.id, error=str(error))
+    return True
+
+
+async def adopt(node: Node, task: Task) -> None:
+    """Find out what became of a task, as soon as its shim answers, and wait for its exit from then on."""
+    while True:
+        try:
+            await task.shim.wait_connected()
+            state = await task.state()
+        except NotFound:
+            if task.pid:
+                task.finish(exits.lost(task.pid, "its shim didn't know it any more when the agent was started again"))
+            return
+        except Closed:
+            if not await task.shim.wait_settled():
+                return
+        except DeadlineExceeded as error:
+            _log.warning("a task's state is unknown for now", container=task.id, error=str(error))
+        except OrlopError as error:
+            _log.warning("a task's state can't be had", container=task.id, error=str(error))
+        else:
+            break
+        await asyncio.sleep(_RETRY)
+    if not task.pid and state.pid:
+        await _learn_pid(node, task, state.pid)
+    task.watch()
+
+
+async def _learn_pid(node: Node, task: Task, pid: int) -> None:
+    """The daemon died right after Create was answered."""
+    process = await node.processes.open(pid)
+    if process is not None:
+        task.record = replace(task.record, pid=pid, start_time=process.identity.start_time)
+        process.close()
+        await node.ledger.hold(Kind.TASK, task.id, task.record.to_data())
+
+
+def _task(node: Node, resource: Resource, shims: dict[str, Shim], make_shim: Callable[[ShimRecord], Shim], exchange: Exchange) -> Task:
+    record = _task_record(resource)
+    shim = shims.get(record.shim)
+    if shim is None:
+        own = ShimRecord.from_data(record.own_shim) if record.own_shim else _unknown_shim(record.shim, record.sandbox, pinned=False)
+        shim = shims[record.shim] = make_shim(own)
+    return Task(record, node.bundles.at(record.id), shim, exchange)
+
+
+def _task_record(resource: Resource) -> TaskRecord:
+    """An intent that was never acted on has no record: then nothing of it can be but a bundle."""
+    try:
+        return TaskRecord.from_data(resource.data)
+    except DataLoss:
+        return TaskRecord(
+            id=resource.key,
+            sandbox=resource.sandbox,
+            shim=resource.sandbox,
+            binary="",
+            engine="",
+            engine_root="",
+            systemd_cgroup=False,
+            cgroup="",
+        )
+
+
+def _shim_record(resource: Resource, resources: Iterable[Resource]) -> ShimRecord:
+    """An intent that was never held: the process, if there is one, is who is in its cgroup."""
+    try:
+        return ShimRecord.from_data(resource.data)
+    except DataLoss:
+        with_task = any(other.kind is Kind.TASK and other.key == resource.key for other in resources)
+        return _unknown_shim(resource.key, resource.sandbox, pinned=not with_task)
+
+
+def _unknown_shim(shim_id: str, sandbox: str, *, pinned: bool) -> ShimRecord:
+    return ShimRecord(id=shim_id, sandbox=sandbox, handler=RuntimeHandler(name=""), pinned=pinned, binary="")

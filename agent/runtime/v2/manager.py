@@ -1,0 +1,418 @@
+"""The v2 task manager: the port of containerd's, and the door to this package for `agent.pods` and `agent.daemon`.
+
+It decides which shim a task goes into, starts shims, and remembers both. It never takes anything down itself: that is
+`cleanup`'s, which is called from here by whoever notices first (a caller, a connection, a pidfd, a restart).
+
+Intents are in the ledger before a call to `start_shim` or `create`; this module holds them. `stop_shim` and `delete` are the
+release functions of `Kind.SHIM` and `Kind.TASK`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from agent import failpoints, log, timeouts
+from agent.aio import KeyedLock, Supervisor, in_thread, within
+from agent.api.types.introspection_pb2 import RuntimeInfo
+from agent.config.handlers import RuntimeHandler
+from agent.errdefs import AlreadyExists, Closed, DeadlineExceeded, Internal, NotFound, OrlopError, Unavailable
+from agent.events import Exchange, Exit, TaskOOM
+from agent.identifiers import validate
+from agent.linux.processes import Identity
+from agent.runtime.v2 import bootstrap, cleanup, load, options, shim_binary, transport
+from agent.runtime.v2.bundle import Bundles
+from agent.runtime.v2.config import RuntimeConfig
+from agent.runtime.v2.engine import Engine
+from agent.runtime.v2.events import EventServer
+from agent.runtime.v2.gate import Gate
+from agent.runtime.v2.node import Cgroups, Ledger, Mounts, Processes
+from agent.runtime.v2.records import ShimRecord, TaskRecord, cgroup_of
+from agent.runtime.v2.shim import Shim, ShimState
+from agent.runtime.v2.shim_binary import ShimBinaries
+from agent.runtime.v2.shim_log import ShimLog
+from agent.runtime.v2.sockets import Sockets
+from agent.runtime.v2.task import CreateTask, Stage, Task
+from agent.store.ledger import Kind
+
+_log = log.get("runtime")
+
+_OCI_VERSION = "1.0.2"
+_TYPE, _SANDBOX = "io.kubernetes.cri.container-type", "io.kubernetes.cri.sandbox-id"
+"""Annotations by which shims tell a pod's sandbox from its containers, and put them together."""
+_NO_PID = 0xFFFFFFFF
+_RETRY = 1.0
+
+
+class TaskManager:
+    """All shims and tasks of the node. `start()` it, then `load_existing_tasks()`, then use it; `stop()` leaves all running."""
+
+    def __init__(
+        self,
+        config: RuntimeConfig,
+        *,
+        ledger: Ledger,
+        exchange: Exchange,
+        processes: Processes,
+        mounts: Mounts,
+        cgroups: Cgroups,
+        connect: transport.Connect = transport.connect,
+    ) -> None:
+        self._config = config
+        self._exchange = exchange
+        self._connect = connect
+        self._supervisor = Supervisor("runtime")
+        """What ends by itself: calls, creates, teardowns."""
+        self._watchers = Supervisor("runtime watchers")
+        """What ends with a shim: its guard, its connection, outstanding `Wait`s."""
+        self._bundles = Bundles(config.bundles, config.work_dirs)
+        self._binaries = ShimBinaries(config, processes)
+        self._events = EventServer(config.namespace, self)
+        self._node = cleanup.Node(
+            config=config,
+            processes=processes,
+            mounts=mounts,
+            cgroups=cgroups,
+            bundles=self._bundles,
+            engine=Engine(config, processes),
+            sockets=Sockets(),
+            ledger=ledger,
+            supervisor=self._supervisor,
+            locks=KeyedLock(),
+        )
+        self._starting = KeyedLock()
+        """By shim id: one start or replacement at a time. Taken before the locks of `cleanup`."""
+        self._shims: dict[str, Shim] = {}
+        self._tasks: dict[str, Task] = {}
+        self._gates: dict[str, Gate] = {}
+
+    async def start(self) -> None:
+        """Listen for the events of shims; raises as `agent.ttrpc.Server.serve`."""
+        await self._events.serve(Path(self._config.ttrpc_address))
+
+    async def stop(self, budget: float = timeouts.DAEMON_STOP) -> None:
+        """Let calls in flight end for `budget` seconds, then let go of every shim; they and their containers go on."""
+        await self._supervisor.stop(budget)
+        await self._watchers.stop(0)
+        for shim in self._shims.values():
+            await shim.close()
+        await self._events.stop()
+
+    # ---- shims
+
+    async def start_shim(self, sandbox_id: str, handler: RuntimeHandler, annotations: Mapping[str, str]) -> None:
+        """Start the shim of a pinned sandbox, in the sandbox's own bundle, with no task in it. On failure nothing is left.
+
+        Raises:
+            NotFound: there is no such shim binary.
+            AlreadyExists: the sandbox has a shim.
+            DeadlineExceeded, Unavailable, Unknown, Internal: it didn't start; with its own words.
+        """
+        await self._supervisor.detached(self._start_shim(sandbox_id, handler, annotations), name=f"start of shim {sandbox_id}")
+
+    async def _start_shim(self, sandbox_id: str, handler: RuntimeHandler, annotations: Mapping[str, str]) -> None:
+        if sandbox_id in self._shims:
+            raise AlreadyExists(f"sandbox {sandbox_id} has a shim")
+        binary = await shim_binary.resolve(handler)
+        spec = {"ociVersion": _OCI_VERSION, "annotations": {**annotations, _TYPE: "sandbox", _SANDBOX: sandbox_id}}
+        bundle = await self._bundles.create(sandbox_id, spec)
+        shim = self._new_shim(ShimRecord(bundle.id, sandbox_id, handler, pinned=True, binary=str(binary)))
+        self._shims[shim.id] = shim
+        try:
+            await self._launch(shim)
+        except Exception:
+            with suppress(OrlopError, OSError):  # told in the log; the ledger's entry is released by the verb that intended it
+                await cleanup.shutdown_shim(self._node, shim)
+                del self._shims[shim.id]
+            raise
+
+    async def stop_shim(self, sandbox_id: str) -> None:
+        """Shut down the sandbox's shim, behind its gate, and release what is its own: the release function of `Kind.SHIM`.
+
+        Idempotent; raises as `cleanup.shutdown_shim`.
+        """
+        self._gate(sandbox_id).close()
+        async with self._starting.hold(sandbox_id):  # a replacement under way ends first; behind the gate there is no other
+            shim = self._shims.get(sandbox_id)
+        if shim is not None:
+            await cleanup.shutdown_shim(self._node, shim)
+            self._shims.pop(sandbox_id, None)
+        self._gates.pop(sandbox_id, None)
+
+    async def kill_shim(self, sandbox_id: str) -> None:
+        """Kill the sandbox's shims and clean up after them: the last resort where something in them doesn't end.
+
+        A pinned sandbox gets a new one. Raises DeadlineExceeded if even that doesn't end them.
+        """
+        for shim in [shim for shim in self._shims.values() if shim.record.sandbox == sandbox_id]:
+            await cleanup.cleanup_after_dead_shim(self._node, shim, "its shim was killed, because something in it did not end")
+            self._forget_freed()
+
+    async def info(self, handler: RuntimeHandler) -> RuntimeInfo | None:
+        """What a handler's shim tells of itself and its engine; None from one that is too old to. Raises as `ShimBinaries.info`."""
+        binary = await shim_binary.resolve(handler)
+        return await self._binaries.info(str(binary), options.of_handler(handler, self._config))
+
+    # ---- tasks
+
+    async def create(self, request: CreateTask) -> Task:
+        """Create a task: bundle, shim (joined, or started), Create. It goes on without its caller; on failure nothing is left.
+
+        Raises:
+            AlreadyExists: there is one with this id, or a bundle.
+            FailedPrecondition: the sandbox is being stopped.
+            NotFound: the sandbox has no shim, or there is no such shim binary.
+            OrlopError: Create failed; the shim's or engine's own text.
+        """
+        return await self._supervisor.detached(self._create(request), name=f"create of {request.id}")
+
+    async def _create(self, request: CreateTask) -> Task:
+        validate(request.id, "id")
+        validate(request.sandbox_id, "sandbox_id")
+        with self._gate(request.sandbox_id).enter():
+            if request.id in self._tasks:
+                raise AlreadyExists(f"there is a task {request.id}")
+            binary = str(await shim_binary.resolve(request.handler))
+            shim = await self._shim_to_join(request)
+            joins = shim is not None
+            if shim is None:
+                shim = self._new_shim(ShimRecord(request.id, request.sandbox_id, request.handler, pinned=False, binary=binary))
+            bundle = await self._bundles.create(request.id, _annotated(request))
+            task = self._tasks[request.id] = Task(self._task_record(request, shim.id, binary), bundle, shim, self._exchange)
+            try:
+                await (self._join(task) if joins else self._launch_for(task))
+                await self._send_create(task, request)
+            except Exception:
+                await cleanup.cleanup_failed_create(self._node, task)
+                raise
+            finally:
+                task.settled.set()
+                self._forget_freed()
+            return task
+
+    def get(self, task_id: str) -> Task:
+        """Raises NotFound: no such task, or nothing of it is left."""
+        task = self._tasks.get(task_id)
+        if task is None:
+            raise NotFound(f"there is no task {task_id}")
+        return task
+
+    def tasks(self) -> list[Task]:
+        """All tasks of which something may be left, in the order of their creation."""
+        return list(self._tasks.values())
+
+    async def delete(self, task_id: str) -> None:
+        """Take a task down, whatever it is doing: the release function of `Kind.TASK`. Idempotent.
+
+        Raises:
+            DeadlineExceeded: its Create is still under way.
+            PartlyReleased, OrlopError, OSError: as `cleanup.delete_task`.
+        """
+        task = self._tasks.get(task_id)
+        if task is None:
+            return
+        await within(timeouts.TASK_DELETE, task.settled.wait(), f"the end of Create of {task_id}, without which it can't be deleted,")
+        await cleanup.delete_task(self._node, task)
+        self._forget_freed()
+
+    # ---- restart
+
+    async def load_existing_tasks(self) -> None:
+        """Find the shims and tasks of the previous run again. One shim that doesn't answer delays this by its own budget only."""
+        for failed in await self._bundles.sweep():
+            _log.warning("not swept", path=failed)
+        loaded = load.remembered(self._node, self._new_shim, self._exchange)
+        self._shims, self._tasks = loaded.shims, loaded.tasks
+        unknown = await self._bundles.ids() - set(self._shims) - set(self._tasks)
+        if unknown:
+            _log.warning("bundles that nothing in the ledger owns; `orlop audit` shows them", bundles=sorted(unknown))
+        work = [self._watchers.start(self._load(shim), name=f"load of shim {shim.id}") for shim in self._shims.values()]
+        if work:
+            await asyncio.wait(work, timeout=2 * timeouts.SHIM_LOAD)
+
+    async def cleanup_work_dirs(self) -> None:
+        """Remove work dirs that belong to no bundle: a boot takes bundles away, and leaves these."""
+        for orphan in await self._bundles.work_dir_ids() - await self._bundles.ids() - set(self._tasks):
+            with suppress(OrlopError, OSError):
+                await self._bundles.remove_work_dir(self._bundles.at(orphan))
+
+    async def _load(self, shim: Shim) -> None:
+        if await load.reach(self._node, shim):
+            self._watchers.start(self._guard(shim, patient=True), name=f"shim {shim.id}")
+            adoptions = [self._watchers.start(load.adopt(self._node, task), name=f"load of {task.id}") for task in shim.tasks.values()]
+            if adoptions and shim.state is ShimState.CONNECTED:
+                await asyncio.wait(adoptions)
+        elif shim.record.identity is not None:
+            await self._bury(shim, f"its shim, process {shim.record.pid}, ended while the agent was away")
+
+    # ---- events of shims (`events.Sink`)
+
+    def exited(self, container_id: str, exec_id: str, exit_: Exit) -> None:
+        """A shim says that a process ended."""
+        task = self._tasks.get(container_id)
+        if task is None:
+            return
+        if not exec_id:
+            task.finish(exit_)
+        elif (process := task.execs.get(exec_id)) is not None:
+            process.finish(exit_)
+
+    def out_of_memory(self, container_id: str) -> None:
+        """A shim says that the kernel killed a process of the container; may be told several times."""
+        if container_id in self._tasks:
+            self._exchange.publish(TaskOOM(container_id))
+
+    # ---- how a shim comes to be
+
+    def _new_shim(self, record: ShimRecord) -> Shim:
+        return Shim(
+            record,
+            self._bundles.at(record.id),
+            namespace=self._config.namespace,
+            gate=self._gate(record.sandbox),
+            supervisor=self._supervisor,
+            watchers=self._watchers,
+            processes=self._node.processes,
+            connect=self._connect,
+        )
+
+    def _gate(self, sandbox_id: str) -> Gate:
+        return self._gates.setdefault(sandbox_id, Gate(sandbox_id))
+
+    async def _launch(self, shim: Shim) -> None:
+        """Start the process, connect, hold, and keep watch over it. What a failure leaves is the caller's to clean up."""
+        leaf = self._config.shim_leaf(shim.id)
+        await failpoints.hit("runtime.shim.cgroup")
+        await self._node.cgroups.create(leaf)
+        shim.attach_log(await ShimLog.open(shim.id, shim.bundle.log))
+        started = await self._binaries.start(shim.record.binary, shim.bundle, options.of_handler(shim.record.handler, self._config), leaf)
+        shim.record = shim.record.listening(started, None)
+        await in_thread(bootstrap.write, shim.bundle.path, started)
+        await self._bundles.write(shim.bundle, "shim-binary-path", shim.record.binary)
+        try:
+            await shim.reach(timeouts.SHIM_DIAL)
+        except (Closed, DeadlineExceeded, Unavailable) as error:
+            raise Unavailable(f"{error}. Its log: {shim.log_tail() or 'empty'}") from error
+        if self._node.ledger.get(Kind.SHIM, shim.id) is not None:
+            await self._node.ledger.hold(Kind.SHIM, shim.id, shim.record.to_data())
+        self._watchers.start(self._guard(shim), name=f"shim {shim.id}")
+        _log.info("shim started", shim=shim.id, pid=shim.record.pid, version=shim.record.version, protocol=shim.record.protocol)
+
+    async def _launch_for(self, task: Task) -> None:
+        """Run `start` for a task of a sandbox that isn't pinned. Where shims group, it may lead to the one that runs already."""
+        shim = task.shim
+        await self._launch(shim)
+        twin = next((other for other in self._shims.values() if other.record.identity == shim.record.identity), None)
+        if twin is not None:
+            task.shim = twin
+            task.record = replace(task.record, shim=twin.id)
+            shim.cleaned()
+            await shim.close()
+            await self._node.cgroups.remove(self._config.shim_leaf(shim.id))
+            return
+        self._shims[shim.id] = shim
+        if self._node.ledger.get(Kind.SHIM, shim.id) is None:
+            task.record = replace(task.record, own_shim=shim.record.to_data())
+
+    async def _guard(self, shim: Shim, *, patient: bool = False) -> None:
+        """Watch over a shim from its start to its end."""
+        await self._bury(shim, await shim.watch(patient=patient))
+
+    async def _bury(self, shim: Shim, cause: str) -> None:
+        """Clean up after a dead shim, however long its process takes to end; a pinned sandbox then gets another one."""
+        while shim.state is not ShimState.CLEANED:
+            try:
+                await cleanup.cleanup_after_dead_shim(self._node, shim, cause)
+            except (OrlopError, OSError) as error:
+                _log.error("can't clean up after a shim yet", shim=shim.id, error=str(error))
+                await asyncio.sleep(_RETRY)
+        self._forget_freed()
+        if shim.pinned and shim.gate.is_open:
+            async with self._starting.hold(shim.id):
+                if self._shims.get(shim.id) is shim and shim.gate.is_open:
+                    await self._replace(shim)
+
+    async def _replace(self, dead: Shim) -> Shim:
+        """Start a new shim in the bundle of a pinned sandbox. The caller holds the lock of starts.
+
+        Raises as `_launch`; the sandbox then has no shim, and the next create tries again.
+        """
+        former = dead.record
+        binary = await shim_binary.still_there(former.binary, former.handler)
+        shim = self._shims[dead.id] = self._new_shim(ShimRecord(former.id, former.sandbox, former.handler, pinned=True, binary=binary))
+        try:
+            await self._launch(shim)
+        except Exception:
+            with suppress(OrlopError, OSError):
+                await cleanup.cleanup_after_dead_shim(self._node, shim, "it did not start")
+            raise
+        return shim
+
+    async def _shim_to_join(self, request: CreateTask) -> Shim | None:
+        """The sandbox's shim, if the task goes into it without a `start` of its own; None: `start` decides."""
+        shim = self._shims.get(request.sandbox_id)
+        if request.id == request.sandbox_id:
+            return None
+        if shim is None:
+            raise NotFound(f"sandbox {request.sandbox_id} has no shim")
+        if not shim.pinned and not options.is_runc(request.handler) and shim.record.version < bootstrap.MAX_VERSION:
+            return None
+        if shim.state is ShimState.LOST:
+            await within(timeouts.SHIM_SILENT, shim.wait_settled(), f"reaching {shim}")
+        if shim.pinned and shim.state is not ShimState.CONNECTED:
+            await cleanup.cleanup_after_dead_shim(self._node, shim, shim.how_it_died())
+            async with self._starting.hold(shim.id):
+                current = self._shims[shim.id]
+                return current if current is not shim else await self._replace(shim)
+        return shim
+
+    # ---- how a task comes to be
+
+    def _task_record(self, request: CreateTask, shim_id: str, binary: str) -> TaskRecord:
+        runc = options.is_runc(request.handler)
+        return TaskRecord(
+            id=request.id,
+            sandbox=request.sandbox_id,
+            shim=shim_id,
+            binary=binary,
+            engine=(request.handler.engine or "runc") if runc else "",
+            engine_root=str(self._config.engine_root / self._config.namespace) if runc else "",
+            systemd_cgroup=request.handler.systemd_cgroup,
+            cgroup=cgroup_of(request.spec, request.id),
+        )
+
+    async def _join(self, task: Task) -> None:
+        """As `start` would have done: the bundle says where the shim listens."""
+        await in_thread(bootstrap.write, task.bundle.path, task.shim.record.bootstrap)
+        await self._bundles.write(task.bundle, "sandbox", task.sandbox_id)
+        await self._bundles.write(task.bundle, "shim-binary-path", task.record.binary)
+
+    async def _send_create(self, task: Task, request: CreateTask) -> None:
+        task.record = replace(task.record, create=True)
+        await self._node.ledger.hold(Kind.TASK, task.id, task.record.to_data())
+        task.move(Stage.LIVE)
+        pid = await task.send_create(request, options.of_handler(request.handler, self._config))
+        if pid in (0, _NO_PID):
+            raise Internal(f"the shim created {task.id} and says that its pid is {pid}")
+        process = await self._node.processes.open(pid)
+        identity = Identity(pid, 0) if process is None else process.identity
+        if process is not None:
+            process.close()
+        task.created(identity)
+        await failpoints.hit("runtime.task.hold")
+        await self._node.ledger.hold(Kind.TASK, task.id, task.record.to_data())
+
+    def _forget_freed(self) -> None:
+        for task in [task for task in self._tasks.values() if task.stage is Stage.FREED and task.settled.is_set()]:
+            del self._tasks[task.id]
+            if task.shim.id == task.id and task.shim.state is ShimState.CLEANED:
+                self._shims.pop(task.shim.id, None)
+
+
+def _annotated(request: CreateTask) -> dict[str, Any]:
+    kind = "sandbox" if request.id == request.sandbox_id else "container"
+    return {**request.spec, "annotations": {**request.spec.get("annotations", {}), _TYPE: kind, _SANDBOX: request.sandbox_id}}
