@@ -70,6 +70,9 @@ class Stream:
             fcntl.fcntl(descriptor, fcntl.F_SETPIPE_SZ, _FIFO_SIZE)
         self.may_stay: int = fcntl.fcntl(descriptor, fcntl.F_GETPIPE_SZ) // 4
         """Bytes of an unfinished line that may stay in the FIFO: with pages half full, half of it is still free."""
+        self.left = 0
+        """Bytes of an unfinished line that do stay there."""
+        self._silent = False
 
     def hung_up(self) -> bool:
         """There was a writer, and there is none now."""
@@ -79,6 +82,31 @@ class Stream:
         """Bytes in the FIFO now."""
         count: int = struct.unpack("i", fcntl.ioctl(self.descriptor, termios.FIONREAD, b"\0\0\0\0"))[0]
         return count
+
+    def overlooked(self) -> bool:
+        """Whether more came behind an unfinished line in the FIFO, and epoll doesn't tell: asked twice, as it may just be late.
+
+        A writer tells when its write is complete, and before it waits for room only if the FIFO was empty at first
+        (pipe_write in fs/pipe.c). Real shims write 32 KiB, which has room; for one that writes more nothing may stay.
+        """
+        if not self.left or self.available() <= self.left:
+            return False
+        if self._silent:
+            self.may_stay = 0
+        self._silent = not self._silent
+        return not self._silent
+
+    def looked(self, left: int) -> None:
+        """A look at the FIFO is over, and left so many bytes there."""
+        self.left, self._silent = left, False
+
+    def close(self) -> None:
+        """Idempotent."""
+        self.looked(left=0)
+        self.ended = True
+        descriptor, self.descriptor = self.descriptor, -1
+        if descriptor >= 0:
+            os.close(descriptor)
 
 
 Work = Callable[[Scratch], None]
@@ -141,8 +169,25 @@ class ContainerLog:
                 more |= self._copy(stream, scratch)
         return more
 
-    def open_log(self, _scratch: Scratch) -> None:
-        """Work: open the log, or open it again. Raises OSError."""
+    @property
+    def unfinished(self) -> bool:
+        """An unfinished line is in a FIFO: ask `overlooked` from time to time."""
+        return any(stream.left for stream in self.streams)
+
+    def overlooked(self) -> bool:
+        """Whether there is something to read of which epoll says nothing. Between turns only."""
+        return any(stream.overlooked() for stream in self.streams if stream.descriptor >= 0)
+
+    def open(self, _scratch: Scratch) -> None:
+        """Work: open the log; if that fails, close everything. Raises OSError."""
+        try:
+            self.reopen(_scratch)
+        except OSError:
+            self._release()
+            raise
+
+    def reopen(self, _scratch: Scratch) -> None:
+        """Work: open the log again. Raises OSError; nothing has changed then."""
         if self.log is not None:
             self.log.open()
 
@@ -156,15 +201,18 @@ class ContainerLog:
             if stream.descriptor >= 0:
                 self._copy(stream, scratch, final=True)
                 self._write(stream.framer.finish(time.time_ns()))
-                os.close(stream.descriptor)
-                stream.descriptor, stream.ended = -1, True
-        if self.log is not None:
-            self.log.close()
+        self._release()
 
     def flush(self) -> None:
         """Write the unfinished lines that are nowhere but in our memory: the last thing before the process ends in order."""
         for stream in self.streams:
             self._write(stream.framer.finish(time.time_ns()))
+
+    def _release(self) -> None:
+        for stream in self.streams:
+            stream.close()
+        if self.log is not None:
+            self.log.close()
 
     def _copy(self, stream: Stream, scratch: Scratch, *, final: bool = False) -> bool:
         """True: the quota ended it. Otherwise epoll tells when there is more."""
@@ -175,6 +223,7 @@ class ContainerLog:
             except BlockingIOError:
                 return False
             if not chunk:
+                stream.looked(0)
                 stream.ended = stream.hung_up() or self._draining
                 return False
             stream.ended = False
@@ -202,6 +251,7 @@ class ContainerLog:
         if settled:
             scratch.consume(stream.descriptor, settled)
             stream.copied += settled
+        stream.looked(len(chunk) - settled)
         return settled > 0
 
     def _write(self, records: bytes) -> None:

@@ -159,9 +159,8 @@ class Copier:
             container = ContainerLog(container_id, streams, None if path is None else LogFile(path))
             if request["strict"]:
                 try:
-                    await asyncio.wrap_future(self._turns.post(container, container.open_log))
+                    await asyncio.wrap_future(self._turns.post(container, container.open))
                 except OSError:
-                    _close_all([stream.descriptor for stream in streams])
                     self._turns.forget(container)
                     raise
             self._containers[container_id] = container
@@ -172,7 +171,7 @@ class Copier:
     async def _reopen(self, request: dict[str, Any], _descriptors: list[int]) -> dict[str, Any]:
         async with self._locks.hold(request["id"]):
             container = self._container(request["id"])
-            await asyncio.wrap_future(self._turns.post(container, container.open_log))
+            await asyncio.wrap_future(self._turns.post(container, container.reopen))
         return {}
 
     async def _drain(self, request: dict[str, Any], _descriptors: list[int]) -> dict[str, Any]:

@@ -21,6 +21,8 @@ from dataclasses import dataclass
 from agent import log
 from agent.logs.container_log import ContainerLog, Scratch, Work
 
+LOOK_AGAIN = 0.2
+"""Seconds between looks at FIFOs in which an unfinished line was left, see `Stream.overlooked`."""
 STUCK = 0.2
 """Seconds. A write into the page cache takes microseconds, and tenths where a disk throttles its writers."""
 
@@ -62,6 +64,8 @@ class Turns:
         self._stopping = threading.Event()
         self._queue: deque[_Entry] = deque()
         self._entries: dict[ContainerLog, _Entry] = {}
+        self._unfinished: dict[ContainerLog, _Entry] = {}
+        self._next_look = 0.0
         self._by_descriptor: dict[int, _Entry] = {}
         self._epoll = select.epoll()
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
@@ -102,6 +106,7 @@ class Turns:
         """No turns any more. Comes when its last work is done."""
         with self._lock:
             self._entries.pop(container, None)
+            self._unfinished.pop(container, None)
 
     def stop(self, budget: float) -> list[ContainerLog]:
         """No new turns; those that run have `budget` seconds. Returns the containers that are in none then."""
@@ -126,7 +131,7 @@ class Turns:
                     # What it had may have more to read, and the active one may be waiting already.
                     os.eventfd_write(self._wake, 1)
                     return None
-                timeout = 0 if self._queue else None
+                timeout = 0 if self._queue else LOOK_AGAIN if self._unfinished else None
             # Also with turns waiting: nobody is to be overlooked because another container never pauses.
             ready = self._epoll.poll(timeout)
             with self._lock:
@@ -137,6 +142,8 @@ class Turns:
                         os.eventfd_read(self._wake)
                     elif (entry := self._by_descriptor.get(descriptor)) is not None:
                         self._ready(entry)
+                if self._unfinished:
+                    self._look_again(time.monotonic())
                 while self._queue:
                     entry = self._queue.popleft()
                     entry.queued, entry.running = False, True
@@ -162,6 +169,10 @@ class Turns:
             self._on_change(container)
         with self._lock:
             entry.running, entry.slow = False, time.monotonic() - began >= STUCK
+            if container.unfinished:
+                self._unfinished[container] = entry
+            else:
+                self._unfinished.pop(container, None)
             if more or entry.again:
                 entry.again = False
                 self._ready(entry)
@@ -174,6 +185,14 @@ class Turns:
         elif not entry.queued:
             entry.queued = True
             self._queue.append(entry)
+
+    def _look_again(self, now: float) -> None:
+        if now < self._next_look:
+            return
+        self._next_look = now + LOOK_AGAIN
+        for entry in self._unfinished.values():
+            if not entry.queued and not entry.running and entry.container.overlooked():
+                self._ready(entry)
 
     def _watch(self) -> None:
         """Replace the active worker when it is stuck. Sleeps while there is nothing to copy."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import re
 import time
 from collections.abc import Iterator
 
@@ -12,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agent.logs.framing import CLOCK_SET_BACK, LONGEST_LINE, Framer
+from tests.unit.logs.toolbox import contents, records, text
 
-_RECORD = re.compile(rb"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)\.(\d{9})(Z|[+-]\d\d:\d\d) (stdout|stderr) ([PF]) (.*)", re.DOTALL)
 NOON = 1_700_000_000_123_456_789
 """2023-11-14T22:13:20 UTC."""
 
@@ -27,20 +26,8 @@ def _zone(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     time.tzset()
 
 
-def records(log: bytes) -> list[tuple[str, str, bytes]]:
-    """(timestamp, tag, content) of each record; fails on anything that isn't one."""
-    found = []
-    *lines, rest = log.split(b"\n")
-    assert rest == b""
-    for line in lines:
-        match = _RECORD.fullmatch(line)
-        assert match is not None, line
-        found.append((f"{match[1].decode()}.{match[2].decode()}", match[5].decode(), match[6]))
-    return found
-
-
-def contents(log: bytes) -> list[tuple[str, bytes]]:
-    return [(tag, content) for _, tag, content in records(log)]
+def stamps(log: bytes) -> list[str]:
+    return [stamp for stamp, _, _, _ in records(log)]
 
 
 def test_a_line_is_one_record_in_local_time() -> None:
@@ -59,17 +46,15 @@ def test_the_offset_is_rfc_3339s(zone: str, suffix: bytes, monkeypatch: pytest.M
 
 def test_lines_of_a_chunk_differ_by_a_nanosecond_across_a_second() -> None:
     log = Framer("stdout").feed(b"same\n" * 1500, 1_700_000_000_999_999_500)
-    stamps = [stamp for stamp, _, _ in records(log)]
-    assert stamps[0] == "2023-11-14T23:13:20.999999500"
-    assert stamps[499:501] == ["2023-11-14T23:13:20.999999999", "2023-11-14T23:13:21.000000000"]
-    assert stamps[-1] == "2023-11-14T23:13:21.000000999"
+    assert stamps(log)[0] == "2023-11-14T23:13:20.999999500"
+    assert stamps(log)[499:501] == ["2023-11-14T23:13:20.999999999", "2023-11-14T23:13:21.000000000"]
+    assert stamps(log)[-1] == "2023-11-14T23:13:21.000000999"
 
 
 def test_timestamps_rise_while_the_clock_stands_or_slips_back() -> None:
     framer = Framer("stdout")
     log = framer.feed(b"a\nb\n", NOON) + framer.feed(b"c\n", NOON) + framer.feed(b"d\n", NOON - 1000)
-    stamps = [stamp for stamp, _, _ in records(log)]
-    assert stamps == sorted(set(stamps))
+    assert stamps(log) == sorted(set(stamps(log)))
 
 
 def test_a_clock_that_was_set_back_is_followed() -> None:
@@ -141,11 +126,9 @@ def test_any_chunking_gives_the_same_content(stream: bytes, cuts: list[int], max
     log = _framed(stream, cuts, max_line)
     assert contents(log) == contents(_framed(stream, [], max_line))
 
-    text = b"".join(content + b"\n" * (tag == "F") for tag, content in contents(log))
-    assert text == stream.replace(b"\r\n", b"\n")
+    assert text(log) == stream.replace(b"\r\n", b"\n")
     assert max_line < 0 or all(len(content) <= max_line for _, content in contents(log))
-    stamps = [stamp for stamp, _, _ in records(log)]
-    assert stamps == sorted(set(stamps))
+    assert stamps(log) == sorted(set(stamps(log)))
 
 
 @given(stream=_streams, cuts=st.lists(st.integers(0, 200), max_size=10), max_line=st.sampled_from([-1, 3, 7]))
