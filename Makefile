@@ -15,7 +15,7 @@ lint: install
 	$(PYTEST) tests/unit/test_linters.py
 
 demo: install      ## the main job end to end, shown step by step
-	$(PYTHON) tests/demo.py
+	$(PYTHON) -m tests.demo
 
 tools: install     ## fetches the shims and engines of e2e and prints their versions
 	$(PYTHON) -m tests.e2e.toolbox

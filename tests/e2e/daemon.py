@@ -30,8 +30,17 @@ STOP_BUDGET = 30.0
 class Daemon:
     """One `orlop serve`. Its first start makes the directories; the later ones find what the earlier left."""
 
-    def __init__(self, tmp_path: Path, pair: Pair, *, name: str = "a", settings: str = "", handler_settings: str = "") -> None:
-        """`settings` and `handler_settings` are further TOML lines, at the top and of the only runtime handler."""
+    def __init__(
+        self,
+        tmp_path: Path,
+        pair: Pair,
+        *,
+        name: str = "a",
+        settings: str = 'metrics_address = ""',
+        log_settings: str = 'level = "debug"',
+        handler_settings: str = "",
+    ) -> None:
+        """`settings` are further TOML lines at the top, the others those of their sections; the only runtime handler is named like the pair."""
         self.name = name
         self.state = STATES / name
         self.root = tmp_path / "root" / name
@@ -49,9 +58,11 @@ class Daemon:
 socket = "{self.socket}"
 state_dir = "{self.state}"
 root_dir = "{self.root}"
-metrics_address = ""
 default_runtime = "{pair}"
 {settings}
+
+[log]
+{log_settings}
 
 [cni]
 conf_dir = "{self.cni}"
