@@ -142,10 +142,15 @@ class ContentStore:
 
     async def delete(self, digest: str) -> None:
         """Remove a blob; not there: no-op. Needs no disk space."""
-        self._sizes.pop(digest, None)
+        path = self.path(digest)
+        self._sizes.pop(digest, None)  # before the first await: nobody finds it any more
         await failpoints.hit("content.delete.unlink")
-        with suppress(FileNotFoundError):
-            await in_thread(self.path(digest).unlink)
+        await self._supervisor.detached(self._unlink(digest, path), name=f"delete {digest}")
+
+    async def _unlink(self, digest: str, path: Path) -> None:
+        async with self._locks.hold(digest):  # an ingest of the same digest comes before or after, not between
+            if digest not in self._sizes:
+                await in_thread(path.unlink, missing_ok=True)
 
 
 class _Partial:

@@ -292,6 +292,8 @@ class Snapshotter:
     async def measure(self) -> dict[str, Usage]:
         """Measure what all containers have written, in one helper process, and remember it."""
         keys = list(self._containers)
+        if not keys:
+            return {}
         request = json.dumps([str(self._containers_dir / key / "fs") for key in keys]).encode()
         done = await self._worker("usage_worker", request, (), timeouts.SNAPSHOT_USAGE)
         now = time.time()

@@ -1,0 +1,345 @@
+"""The image service: import, list, resolve, remove, and the snapshots that containers run on.
+
+An import first writes its intents (one INGEST per blob, one LAYER_UNPACK per layer, in one transaction), then brings all layers
+in at once, and last writes the image's record, which makes it visible; what the intents own is released in every case. Whatever
+no record, no container and no running import needs is deleted right after: a failed import leaves nothing, and the compressed
+layers go as soon as they are unpacked. Records go before files, so a power cut leaves files that the next start collects.
+
+`cri.server` lists and removes, `agent.pods` runs containers on images, `agent.registry` will bring them in another way.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Collection, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from agent import failpoints, log
+from agent.aio import Supervisor, in_thread
+from agent.content import ContentStore, digest_of
+from agent.errdefs import InvalidArgument, NotFound, OrlopError
+from agent.images.archive import ArchivedImage, read_images
+from agent.images.documents import ConfigDocument, parse_config
+from agent.images.files import open_files
+from agent.images.image import Image, ImageRecord
+from agent.images.import_job import ImportJob
+from agent.images.platforms import host_platform
+from agent.images.reference import parse_reference
+from agent.linux.mounts import Mount
+from agent.snapshots.layers import chain_ids
+from agent.snapshots.snapshotter import Snapshotter
+from agent.store.kinds import Kind
+from agent.store.ledger import Ledger, Resource
+from agent.store.records import Records
+from agent.store.release import Releases
+
+_log = log.get("images")
+
+MEASURE_INTERVAL = 10.0
+"""Seconds after which `fs_info` has the containers' snapshots measured again; the kubelet asks about that often."""
+
+
+@dataclass(frozen=True)
+class FsInfo:
+    """Use of the file system that holds images and writable layers, as CRI's FilesystemUsage wants it."""
+
+    mountpoint: str
+    used_bytes: int
+    inodes_used: int
+    timestamp_ns: int
+
+
+class ImageService:
+    """Images of the node. `open()` first. Reads answer from memory and never wait."""
+
+    def __init__(
+        self,
+        content: ContentStore,
+        snapshots: Snapshotter,
+        records: Records,
+        ledger: Ledger,
+        releases: Releases,
+        *,
+        pinned: Collection[str] = (),
+    ) -> None:
+        """`records` is the store's disk bucket "images"; `pinned` are references of images that the kubelet shall not remove."""
+        self._content = content
+        self._snapshots = snapshots
+        self._records = records
+        self._ledger = ledger
+        self._releases = releases
+        self._pinned = {str(parse_reference(name)) for name in pinned}
+        self._images: dict[str, Image] = {}
+        self._names: dict[str, str] = {}  # tag or digest reference -> image id
+        self._imports = 0
+        self._wanted: Counter[str] = Counter()  # chain ids that running imports need
+        self._changing = asyncio.Lock()  # of records; never held by a read
+        self._collecting = asyncio.Lock()
+        self._supervisor = Supervisor("images")
+        self._measured = 0.0
+
+    async def open(self) -> None:
+        """Open content store and snapshotter, and load the images. A record that can't be used is reported and dropped."""
+        await self._content.open()
+        owned = {resource.key for resource in self._ledger.all() if resource.kind is Kind.SNAPSHOT}
+        if removed := await self._snapshots.open(owned):
+            _log.warning("removed snapshot directories that nobody owns", paths=removed)
+        for image_id, data in (await self._records.load()).items():
+            try:
+                self._set(await self._loaded(image_id, ImageRecord.from_json(data)))
+            except (OrlopError, OSError, ValueError, KeyError, TypeError) as error:
+                _log.error("image dropped: its record, config or a layer is unusable", image=image_id, error=str(error))
+                await self._records.delete(image_id)
+        self._supervisor.start(self._collect(), name="collect")
+
+    async def close(self, budget: float) -> None:
+        """Wait for deletions under way, `budget` seconds at the most."""
+        await self._supervisor.stop(budget)
+        await self._snapshots.close(budget)
+
+    # Reads
+
+    def images(self, name: str = "") -> list[Image]:
+        """All images, or only the one that `name` means."""
+        if not name:
+            return list(self._images.values())
+        found = self.find(name)
+        return [] if found is None else [found]
+
+    def find(self, name: str) -> Image | None:
+        """The image that an id, a tag or a digest reference means; None for what is not here, or is no reference at all."""
+        image_id = name if name.startswith("sha256:") else f"sha256:{name}"
+        if (image := self._images.get(image_id)) is not None:
+            return image
+        try:
+            reference = parse_reference(name)
+        except InvalidArgument:
+            return None
+        # With both, the digest decides, as for a pull.
+        key = reference.with_digest(reference.digest) if reference.digest else str(reference)
+        return self._images.get(self._names.get(key, ""))
+
+    def resolve(self, name: str) -> Image:
+        """`find`, for who can't go on without it. Raises NotFound."""
+        image = self.find(name)
+        if image is None:
+            raise NotFound(f"image {name!r} is not on this node")
+        return image
+
+    async def config_document(self, image_id: str) -> bytes:
+        """The image's config blob as it was built. Raises NotFound, DataLoss."""
+        return await self._content.read(self.resolve(image_id).id)
+
+    def fs_info(self) -> FsInfo:
+        """Use of the image file system: layers, blobs and, as last measured, what containers wrote. Starts a new measurement."""
+        now = time.time()
+        if now - self._measured > MEASURE_INTERVAL:
+            self._measured = now
+            self._supervisor.start(self._measure(), name="measure snapshots")
+        total = self._snapshots.total()
+        blobs = self._content.list().values()
+        return FsInfo(str(self._snapshots.root), total.size + sum(blobs), total.inodes + len(blobs), int(now * 1e9))
+
+    # Containers
+
+    async def prepare_rootfs(self, image_id: str, key: str) -> list[Mount]:
+        """The mounts of a new writable rootfs; the caller has intended SNAPSHOT `key`. Raises as `Snapshotter.prepare`."""
+        return await self._snapshots.prepare(key, self.resolve(image_id).chain_id)
+
+    async def read_file(self, image_id: str, path: str) -> bytes | None:
+        """A file of the image, such as /etc/passwd, without mounting it; None if it has none. Raises NotFound, ResourceExhausted."""
+        return await self._snapshots.read_file(self.resolve(image_id).chain_id, path)
+
+    # Release functions of the ledger, registered by `agent.daemon`
+
+    async def release_snapshot(self, resource: Resource) -> None:
+        await self._snapshots.remove(resource.key)
+        # Its image may be gone already; whatever else is deleted now is no part of this release.
+        self._supervisor.start(self._collect(), name="collect")
+
+    async def release_unpack(self, resource: Resource) -> None:
+        await self._snapshots.discard(resource.key)
+
+    async def release_ingest(self, resource: Resource) -> None:
+        await self._content.abort(resource.key)
+
+    # Import and removal
+
+    async def import_archive(self, path: Path, names: Sequence[str] = ()) -> list[Image]:
+        """Import an OCI layout (directory or tar) or a `docker save` archive: all of its images for this platform, or none.
+
+        `names` replaces the names that the archive gives, which it may do only if it holds one image.
+
+        Raises:
+            NotFound: nothing is at `path`, or nothing in it is for this platform.
+            InvalidArgument: it is not an image archive, or a document, a name or a layer breaks the rules.
+            DataLoss: something in it is damaged: a wrong digest or size, a layer that can't be decompressed.
+            ResourceExhausted: a layer is a bomb, or the disk is full.
+            Unavailable: the ledger can't be written.
+        """
+        given = tuple(map(parse_reference, names))
+        async with open_files(path) as files:
+            images = await read_images(files, path, host_platform())
+            if given and len(images) > 1:
+                raise InvalidArgument(f"{path} holds {len(images)} images; names can be given for one only")
+            if given:
+                images = [replace(images[0], references=given)]
+            async with self._wanting(images):
+                await self._bring_in(ImportJob(self._content, self._snapshots, files, images))
+                async with self._changing:
+                    return [await self._add(image) for image in images]
+
+    async def remove(self, name: str) -> None:
+        """Remove an image by id, with all its names, or one of its names, and with the last tag (or, untagged, the last digest
+        reference) the image. Not there: no-op.
+
+        Layers and blobs that nothing needs any more are deleted before this returns; containers keep theirs. What can't be
+        deleted is logged, and tried again at the next start.
+        """
+        async with self._changing:
+            image = self.find(name)
+            if image is None:
+                return
+            left = _without(image, name)
+            await failpoints.hit("images.remove.record")
+            if left is None:
+                self._forget(image)
+                await self._records.delete(image.id)
+            else:
+                self._forget(image)
+                self._set(left)
+                await self._records.put(left.id, _record(left).to_json())
+        await self._supervisor.detached(self._collect(), name="collect")
+
+    # Inside
+
+    async def _bring_in(self, job: ImportJob) -> None:
+        await failpoints.hit("images.import.intend")
+        await self._ledger.intend(*job.intents())
+        try:
+            await job.run()
+        finally:
+            resources = [resource for name in job.resources() if (resource := self._ledger.get(*name)) is not None]
+            await self._releases.release(resources)
+
+    @asynccontextmanager
+    async def _wanting(self, images: Sequence[ArchivedImage]) -> AsyncIterator[None]:
+        """While this is held, no blob is deleted and no layer of `images`; after it, everything that nothing needs."""
+        wanted = {chain_id for image in images for chain_id in chain_ids(image.config.diff_ids)}
+        self._imports += 1
+        self._wanted.update(wanted)
+        try:
+            yield
+        finally:
+            self._imports -= 1
+            self._wanted.subtract(wanted)
+            self._wanted = +self._wanted
+            await self._supervisor.detached(self._collect(), name="collect")
+
+    async def _add(self, archived: ArchivedImage) -> Image:
+        known = self._images.get(archived.id)
+        manifests = {digest_of(archived.manifest_data)} if archived.manifest_data else set()
+        tags = {reference.tagged for reference in archived.references if reference.tag}
+        digests = {reference.with_digest(digest) for reference in archived.references for digest in manifests}
+        record = ImageRecord(
+            tags=tuple(sorted(tags.union(known.tags if known else ()))),
+            digests=tuple(sorted(digests.union(known.digests if known else ()))),
+            manifests=tuple(sorted(manifests.union(known.manifests if known else ()))),
+        )
+        image = self._made(archived.id, record, archived.config, len(archived.config_data))
+        await failpoints.hit("images.import.put")
+        await self._records.put(image.id, record.to_json())
+        for other in self._set(image):
+            await self._records.put(other.id, _record(other).to_json())
+        return self._images[image.id]
+
+    async def _loaded(self, image_id: str, record: ImageRecord) -> Image:
+        config_data = await self._content.read(image_id)
+        config = await in_thread(parse_config, config_data, f"config {image_id}")
+        if missing := [digest for digest in record.manifests if not self._content.exists(digest)]:
+            raise NotFound(f"manifest {missing[0]} is gone")
+        return self._made(image_id, record, config, len(config_data))
+
+    def _made(self, image_id: str, record: ImageRecord, document: ConfigDocument, config_size: int) -> Image:
+        """Raises NotFound: a layer is not there."""
+        size = config_size + sum(map(self._content.size, record.manifests))
+        chain = chain_ids(document.diff_ids)
+        for chain_id in chain:
+            layer = self._snapshots.layer(chain_id)
+            if layer is None:
+                raise NotFound(f"layer {chain_id} is gone")
+            size += layer.size
+        return Image(
+            id=image_id,
+            tags=record.tags,
+            digests=record.digests,
+            size=size,
+            layers=document.diff_ids,
+            chain_id=chain[-1] if chain else "",
+            config=document.config,
+            manifests=record.manifests,
+        )
+
+    def _set(self, image: Image) -> list[Image]:
+        """Make `image` visible; returns the images that lost a tag to it."""
+        losers = {self._names[tag] for tag in image.tags if tag in self._names} - {image.id}
+        changed = [
+            replace(other, tags=tuple(tag for tag in other.tags if tag not in image.tags))
+            for other in map(self._images.__getitem__, losers)
+        ]
+        for visible in (*changed, image):
+            self._images[visible.id] = replace(visible, pinned=not self._pinned.isdisjoint(visible.tags))
+        self._names.update(dict.fromkeys((*image.tags, *image.digests), image.id))
+        return changed
+
+    def _forget(self, image: Image) -> None:
+        del self._images[image.id]
+        for name in (*image.tags, *image.digests):
+            if self._names.get(name) == image.id:
+                del self._names[name]
+
+    async def _collect(self) -> None:
+        """Delete layers and blobs that nothing needs. Never raises: what is left is found again."""
+        async with self._collecting:
+            for chain_id in self._unused_layers():
+                if chain_id in self._unused_layers():  # somebody may have come to need it while another was deleted
+                    await self._attempt(self._snapshots.delete_layer(chain_id), f"layer {chain_id}")
+            for digest in self._content.list():
+                # A running import may count on any blob: the last one to end deletes them.
+                if not self._imports and digest not in self._needed_blobs():
+                    await self._attempt(self._content.delete(digest), f"blob {digest}")
+
+    def _unused_layers(self) -> list[str]:
+        return self._snapshots.unused([*(image.chain_id for image in self._images.values()), *self._wanted])
+
+    def _needed_blobs(self) -> set[str]:
+        return {digest for image in self._images.values() for digest in (image.id, *image.manifests)}
+
+    async def _attempt(self, deletion: Awaitable[None], what: str) -> None:
+        try:
+            await deletion
+        except (OrlopError, OSError) as error:
+            _log.error("not deleted, the next start tries again", what=what, error=str(error))
+
+    async def _measure(self) -> None:
+        await self._snapshots.measure()
+
+
+def _record(image: Image) -> ImageRecord:
+    return ImageRecord(image.tags, image.digests, image.manifests)
+
+
+def _without(image: Image, name: str) -> Image | None:
+    """`image` without the name by which it is being removed; None: that was its id, or the last name that keeps it."""
+    if name in (image.id, image.id.removeprefix("sha256:")):
+        return None
+    reference = parse_reference(name)
+    if reference.digest:
+        left = replace(image, digests=tuple(entry for entry in image.digests if entry != reference.with_digest(reference.digest)))
+        return left if left.tags or left.digests else None
+    left = replace(image, tags=tuple(entry for entry in image.tags if entry != str(reference)))
+    return left if left.tags else None
