@@ -18,7 +18,7 @@ from pathlib import Path
 
 from agent import metrics
 from agent.aio import in_thread
-from agent.errdefs import Busy, DeadlineExceeded
+from agent.errdefs import Busy, DeadlineExceeded, FailedPrecondition
 from agent.linux import cgroupfs, files, procfs
 from agent.linux.processes import open_pidfd
 
@@ -70,6 +70,7 @@ class Cgroups:
 
         Raises:
             DeadlineExceeded: names those left after `budget` seconds.
+            FailedPrecondition: we are in it ourselves, so it isn't what the caller takes it for.
         """
         await self._until_empty(path, budget, self._kill)
 
@@ -142,6 +143,8 @@ class Cgroups:
     def _kill(self, name: str) -> set[int]:
         """One round of `kill`; the processes that it found."""
         found = self._processes(name)
+        if os.getpid() in found:
+            raise FailedPrecondition(f"cgroup {name} has this very process in it and is not killed")
         if not found:
             return found
         tops = self._directories(name)

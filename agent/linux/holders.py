@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Literal
 
 from agent.linux import cgroupfs, files, procfs
-from agent.linux.mountinfo import MountInfo, is_below, parse_mountinfo
+from agent.linux.mountinfo import MountInfo, is_below, parse_below, parse_mountinfo
 
 How = Literal["cwd", "root", "exe", "fd", "map", "mount namespace"]
 
@@ -40,9 +40,9 @@ class Holder:
 
 def find_holders(path: Path, proc: Path, found: list[Holder]) -> None:
     """Append to `found`, as they are met, the holders of the topmost mount at `path` and of what is below that path."""
-    table = parse_mountinfo(files.read(f"{proc}/self/mountinfo"))
-    target = next((mount for mount in reversed(table) if mount.mount_point == path), None)
-    search = _Search(path, proc, target, sum(target is not None and mount.device == target.device for mount in table) == 1)
+    table = files.read(f"{proc}/self/mountinfo")
+    target = next((mount for mount in reversed(parse_below(table, path)) if mount.mount_point == path), None)
+    search = _Search(path, proc, target, target is not None and len(_of_device(table, target.device)) == 1)
     pids = procfs.pids(proc)
     # Three passes, the one that can hang last: a table of mappings is read under the lock of that process's memory.
     for look in (search.links, search.namespace, search.mapping):
@@ -80,10 +80,8 @@ class _Search:
         if namespace in self._namespaces:
             return
         self._namespaces.add(namespace)
-        for mount in parse_mountinfo(files.read(f"{self._proc}/{pid}/mountinfo")):
-            if self._is_copy(mount):
-                yield "mount namespace", os.fspath(mount.mount_point)
-                return
+        if copies := self._copies(files.read(f"{self._proc}/{pid}/mountinfo")):
+            yield "mount namespace", os.fspath(copies[0].mount_point)
 
     def mapping(self, pid: int) -> Iterator[tuple[How, str]]:
         for line in files.read(f"{self._proc}/{pid}/maps").split(b"\n"):
@@ -96,11 +94,18 @@ class _Search:
         major, _, minor = device.partition(b":")
         return bool(self._device) and f"{int(major, 16)}:{int(minor, 16)}" == self._device
 
-    def _is_copy(self, mount: MountInfo) -> bool:
-        """Whether a mount of another namespace is of the same tree, or, when nothing is mounted here, at the same place."""
+    def _copies(self, table: bytes) -> list[MountInfo]:
+        """The mounts of another namespace that are of the same tree, or, when nothing is mounted here, at the same place."""
         if self._target is None:
-            return is_below(os.fspath(mount.mount_point), self._path)
-        return mount.device == self._target.device and is_below(mount.root, Path(self._target.root))
+            return parse_below(table, self._path)
+        root = Path(self._target.root)
+        return [mount for mount in _of_device(table, self._target.device) if is_below(mount.root, root)]
+
+
+def _of_device(table: bytes, device: str) -> list[MountInfo]:
+    """The mounts of one file system, found without parsing those of the others: every mount namespace has its thousands."""
+    lines = [line for line in table.split(b"\n") if f" {device} ".encode() in line]
+    return [mount for mount in parse_mountinfo(b"\n".join(lines)) if mount.device == device]
 
 
 def _command(proc: Path, pid: int) -> str:

@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from agent import metrics
-from agent.errdefs import Busy, DeadlineExceeded, InvalidArgument
+from agent.errdefs import Busy, DeadlineExceeded, FailedPrecondition, InvalidArgument
 from agent.linux import cgroupfs
+from agent.linux import cgroups as cgroups_module
 from agent.linux.cgroups import Cgroups
 
 
@@ -146,6 +147,34 @@ async def test_kill_reaches_by_number_thaws_and_gives_up_on_time(tmp_path: Path,
     with pytest.raises(DeadlineExceeded, match=rf"after 0\.02 s cgroup /p still has process {sleeper.pid}"):
         await Cgroups(tmp_path).kill("/p", 0.02)
     assert sleeper.wait() == -signal.SIGKILL
+    assert (place / "freezer.state").read_text() == "THAWED"
+
+
+async def test_our_own_cgroup_is_never_killed(tmp_path: Path) -> None:
+    place = v2(tmp_path) / "p"
+    place.mkdir()
+    (place / "cgroup.kill").touch()
+    (place / "cgroup.procs").write_text(f"{os.getpid()}\n")
+    with pytest.raises(FailedPrecondition, match="this very process"):
+        await Cgroups(tmp_path).kill("/p", 1)
+    assert (place / "cgroup.kill").read_text() == ""
+
+
+async def test_those_killed_by_number_are_frozen_meanwhile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or else a fork bomb on a machine with many cores is faster than the list is read."""
+    place = v1(tmp_path) / "freezer/p"
+    place.mkdir()
+    (place / "freezer.state").write_text("THAWED")
+    (place / "cgroup.procs").write_text("7\n")
+    states = []
+
+    def open_pidfd(pid: int) -> None:
+        states.append((pid, (place / "freezer.state").read_text()))
+
+    monkeypatch.setattr(cgroups_module, "open_pidfd", open_pidfd)
+    with pytest.raises(DeadlineExceeded):
+        await Cgroups(tmp_path).kill("/p", 0)
+    assert states == [(7, "FROZEN")]
     assert (place / "freezer.state").read_text() == "THAWED"
 
 
