@@ -1,7 +1,7 @@
 """One SQLite file: opening, repairing, writing it, on a thread of its own and never on the event loop's.
 
 `agent.store.ledger` and `agent.store.records` hand in functions that do SQL; each runs inside a transaction. A file that is
-corrupt is moved aside, what can be read of it goes into a new one. A file that can't be written (disk full, read-only)
+corrupt is set aside, what can be read of it goes into a new one. A file that can't be written (disk full, read-only)
 doesn't stop the agent: it can still be read, `write` is refused, `insist` stays pending until it works.
 """
 
@@ -203,7 +203,7 @@ class Database:
 
     def _fail(self, write: Write, error: Exception) -> None:
         write.error = error
-        if not isinstance(error, sqlite3.Error | OSError | Unavailable):
+        if not isinstance(error, sqlite3.Error | OSError | Unavailable | _CorruptError):
             return
         if write.reads:
             try:
@@ -220,10 +220,9 @@ class Database:
         if self._connection is None:
             try:
                 self._connection = self._open()
-            except sqlite3.Error as error:
-                if _code(error) in _NODE_IS_AT_FAULT:
-                    raise
-                self._connection = self._replace(str(error))
+            except _CorruptError as error:
+                self._replace(error.aside, str(error))
+                self._connection = self._open()
         return self._connection
 
     def _disconnect(self) -> None:
@@ -234,7 +233,7 @@ class Database:
 
     def _open(self) -> sqlite3.Connection:
         self.path.parent.mkdir(mode=0o711, parents=True, exist_ok=True)
-        os.close(os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+        _create(self.path)
         connection = sqlite3.connect(self.path, isolation_level=None, timeout=0)
         try:
             # Exclusive: the index of the WAL is then on the heap, not in a file beside it that a full disk couldn't hold.
@@ -245,30 +244,41 @@ class Database:
             schema.migrate(connection)
             if self._boot_id:
                 schema.begin_boot(connection, self._boot_id)
+        except sqlite3.Error as error:
+            with contextlib.closing(connection):
+                if _code(error) in _NODE_IS_AT_FAULT:
+                    raise
+                # Now, because closing plays the WAL into the file and removes it.
+                raise _CorruptError(str(error), self._set_aside()) from error
         except BaseException:
             connection.close()
             raise
         return connection
 
-    def set_aside(self) -> list[Path]:
-        """Corrupt files that an operator has not looked at and removed yet. Blocks: for a thread."""
-        return sorted(self.path.parent.glob(f"{self.path.name}.corrupt-*[0-9]"))
-
-    def _replace(self, reason: str) -> sqlite3.Connection:
-        """Put a new file, with what can be read of the corrupt one, in its place. Fails before it changed anything, or not at all."""
+    def _set_aside(self) -> Path:
         aside = self.path.with_name(f"{self.path.name}.corrupt-{self._clock():.3f}")
+        for source, target in ((self.path, aside), (_wal(self.path), _wal(aside))):
+            # An empty log is the one that this connection has just begun.
+            if source.exists() and source.stat().st_size:
+                shutil.copy(source, target)
+        return aside
+
+    def _replace(self, aside: Path, reason: str) -> None:
+        """Put a new file in place of the corrupt one, with what can be read of it. It changes nothing, or all at once."""
         fresh = self.path.with_name(self.path.name + ".new")
         fresh.unlink(missing_ok=True)
-        with _private_copy(self.path, self._scratch) as copy, contextlib.closing(sqlite3.connect(fresh, isolation_level=None)) as new:
+        _create(fresh)
+        with _private_copy(aside, self._scratch) as copy, contextlib.closing(sqlite3.connect(fresh, isolation_level=None)) as new:
             schema.migrate(new)
             saved = _salvage(copy, new)
-        os.link(self.path, aside)
-        with contextlib.suppress(FileNotFoundError):
-            _wal(self.path).rename(_wal(aside))  # or SQLite would play it into the new file
+        _wal(self.path).unlink(missing_ok=True)  # or SQLite would play it into the new file
         fresh.replace(self.path)
         metrics.ledger_quarantined.inc()
         _log.error("a store file was corrupt: a new one is begun", path=str(self.path), aside=str(aside), error=reason, rows_saved=saved)
-        return self._open()
+
+    def corrupt_files(self) -> list[Path]:
+        """Copies of corrupt files that an operator has not looked at and removed yet. Blocks: for a thread."""
+        return sorted(self.path.parent.glob(f"{self.path.name}.corrupt-*[0-9]"))
 
     def _read_copy(self, function: Callable[[sqlite3.Connection], T]) -> T:
         with _private_copy(self.path, self._scratch) as copy:
@@ -281,6 +291,18 @@ class Database:
                     schema.migrate(saved)
                     _salvage(copy, saved)
                     return function(saved)
+
+
+class _CorruptError(Exception):
+    """The file can't be what SQLite wrote. `aside` is a copy of it as it was found."""
+
+    def __init__(self, reason: str, aside: Path) -> None:
+        super().__init__(reason)
+        self.aside = aside
+
+
+def _create(path: Path) -> None:
+    os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
 
 
 def _assert_off_loop() -> None:

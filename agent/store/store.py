@@ -86,7 +86,7 @@ class Store:
         databases = (boot, disk)
         try:
             rows_aside = [len(await database.read(quarantine.load)) for database in databases]
-            files_aside = [len(await in_thread(database.set_aside)) for database in databases]
+            files_aside = [len(await in_thread(database.corrupt_files)) for database in databases]
             metrics.ledger_quarantined.set(sum(rows_aside + files_aside))
             resources: list[Resource] = []
             for database in databases:

@@ -82,7 +82,7 @@ async def make_writable(database: Database) -> None:
 
 def contents(*directories: Path) -> dict[Path, bytes]:
     """Every file in these directories."""
-    return {path: path.read_bytes() for directory in directories for path in directory.iterdir()}
+    return {path: path.read_bytes() for directory in directories for path in directory.iterdir() if path.is_file()}
 
 
 def databases(store: Store) -> tuple[Database, Database]:

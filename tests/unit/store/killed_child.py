@@ -132,7 +132,7 @@ async def while_a_corrupt_file_is_copied() -> None:
 
 
 async def before_a_corrupt_file_is_set_aside() -> None:
-    await _repair("os.link")
+    await _repair("shutil.copy")
 
 
 async def before_a_repaired_file_takes_its_place() -> None:

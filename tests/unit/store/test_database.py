@@ -6,8 +6,8 @@ import asyncio
 import sqlite3
 import stat
 import threading
-from collections.abc import Callable
-from contextlib import closing
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, closing
 from pathlib import Path
 
 import pytest
@@ -48,36 +48,36 @@ async def test_write_is_there_for_the_next_one_who_opens(tmp_path: Path) -> None
     await again.close()
 
 
-async def test_writes_keep_their_order_and_share_a_transaction(database: Database) -> None:
-    """What waits while the writer is busy goes into one commit: on a disk, one fsync."""
-    busy, go_on = threading.Event(), threading.Event()
+@asynccontextmanager
+async def _queued(database: Database) -> AsyncIterator[list[str]]:
+    """What is written inside this block waits, and is then there all at once. Yields the statements that SQLite ran for it."""
+    busy, go_on, statements = threading.Event(), threading.Event(), list[str]()
 
     def block(connection: sqlite3.Connection) -> None:
         busy.set()
         go_on.wait()
+        connection.set_trace_callback(statements.append)
 
     blocker = database.write(block)
     await asyncio.to_thread(busy.wait)
-    commits: list[int] = []
-    writes = [database.write(lambda c, n=n: commits.append(c.total_changes) or _put("k", str(n).encode())(c)) for n in range(5)]  # type: ignore[misc, func-returns-value]  # a spy
+    yield statements
     go_on.set()
-    await asyncio.gather(blocker, *writes)
+    await blocker
+
+
+async def test_writes_keep_their_order_and_share_a_transaction(database: Database) -> None:
+    """What waits while the writer is busy goes into one commit: on a disk, one fsync."""
+    async with _queued(database) as statements:
+        writes = [database.write(_put("k", str(number).encode())) for number in range(5)]
+    await asyncio.gather(*writes)
+    assert statements.count("BEGIN IMMEDIATE") == 1
+    assert sum(statement.startswith("INSERT") for statement in statements) == 5
     assert await database.read(lambda c: c.execute("SELECT data FROM records").fetchall()) == [(b"4",)]
-    assert len(commits) == 5
 
 
 async def test_one_bad_write_doesnt_spoil_the_batch(database: Database) -> None:
-    busy, go_on = threading.Event(), threading.Event()
-
-    def block(connection: sqlite3.Connection) -> None:
-        busy.set()
-        go_on.wait()
-
-    blocker = database.write(block)
-    await asyncio.to_thread(busy.wait)
-    writes = [database.write(function) for function in (_put("a"), _nonsense, _put("b"))]
-    go_on.set()
-    await blocker
+    async with _queued(database):
+        writes = [database.write(function) for function in (_put("a"), _nonsense, _put("b"))]
     outcomes = await asyncio.gather(*writes, return_exceptions=True)
     assert isinstance(outcomes[1], Unavailable)
     assert await database.read(_keys) == ["a", "b"]
@@ -170,6 +170,21 @@ async def test_pending_writes_of_a_key_become_the_last_one(database: Database) -
     assert await database.read(lambda c: c.execute("SELECT data FROM records").fetchall()) == [(b"3",)]
 
 
+async def test_success_of_an_older_write_doesnt_settle_a_newer_one(database: Database) -> None:
+    async with _queued(database):
+        older, newer = database.insist(_put("a"), key="a"), database.insist(_nonsense, key="a")
+    assert await asyncio.gather(*[older, newer]) == [True, False]
+    assert database.unwritten == 1
+
+
+async def test_no_file_but_the_database_and_its_log(database: Database, tmp_path: Path) -> None:
+    """No shared memory: a full disk could not hold it, and nobody else may open the file of a running daemon."""
+    await database.write(_put("a"))
+    assert {path.name for path in contents(tmp_path)} == {"test.db", "test.db-wal"}
+    with closing(sqlite3.connect(tmp_path / "test.db", timeout=0)) as stranger, pytest.raises(sqlite3.OperationalError, match="locked"):
+        stranger.execute("SELECT * FROM records")
+
+
 async def test_file_that_another_process_locks_is_read_all_the_same(tmp_path: Path) -> None:
     path = tmp_path / "a.db"
     database = _open(path)
@@ -238,6 +253,40 @@ async def test_corrupt_file_is_set_aside_and_begun_anew(tmp_path: Path, damage: 
     assert "new" in await again.read(_keys)
     await again.close()
     assert len(_aside(path)) == 1
+
+
+async def test_log_of_a_corrupt_file_goes_with_it(tmp_path: Path) -> None:
+    """Left behind, it would be played into the new file; what it holds is saved too."""
+    (tmp_path / "killed").mkdir()
+    living = _open(tmp_path / "a.db")
+    await living.write(_put("checkpointed"))
+    await living.close()
+    living = _open(tmp_path / "a.db")
+    await living.write(_put("in the log"))
+    for path, data in contents(tmp_path / "killed", tmp_path).items():
+        (tmp_path / "killed" / path.name).write_bytes(data)
+    await living.close()
+
+    path = tmp_path / "killed" / "a.db"
+    damaged = bytearray(path.read_bytes())
+    damaged[4096:8192] = b"\xff" * 4096
+    path.write_bytes(damaged)
+    log = path.with_name("a.db-wal").read_bytes()
+    database = _open(path)
+    assert "in the log" in await database.read(_keys)
+    await database.close()
+    assert [file.read_bytes() for file in _aside(path)] == [damaged, log], "as they were found"
+
+
+async def test_log_that_closing_could_not_remove(tmp_path: Path) -> None:
+    """A disk that was full when the corrupt file was closed."""
+    path = tmp_path / "a.db"
+    living = _open(path)
+    await living.write(_put("a"))
+    assert path.with_name("a.db-wal").stat().st_size
+    await asyncio.to_thread(living._replace, await asyncio.to_thread(living._set_aside), "no reason")
+    assert {file.name for file in contents(tmp_path)} == {"a.db", "a.db.corrupt-1000000.000", "a.db.corrupt-1000000.000-wal"}
+    await living.close()
 
 
 async def test_rows_around_a_bad_page_are_saved(tmp_path: Path) -> None:

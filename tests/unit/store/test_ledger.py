@@ -49,6 +49,7 @@ async def test_life_of_a_resource(ledger: Ledger, clock: Clock) -> None:
     await ledger.drop(Kind.NETNS, "/run/netns/a")
     assert ledger.get(Kind.NETNS, "/run/netns/a") is None
     assert ledger.all() == ledger.owned(sandbox="s1") == []
+    assert ledger._mirror._by_sandbox == ledger._mirror._by_container == {}, "nothing grows with pods that are gone"
     await ledger.drop(Kind.NETNS, "/run/netns/a")
 
 
@@ -277,6 +278,16 @@ async def test_cancelled_intend_leaves_nothing(store: Store, directories: Direct
         await call
     assert store.ledger.all() == []
     assert await _reopened(store, directories, clock) == []
+
+
+async def test_refused_intent_that_somebody_released_meanwhile(store: Store) -> None:
+    await make_unwritable(databases(store)[0])
+    call = asyncio.create_task(store.ledger.intend(Intent(Kind.NETNS, "n", sandbox="s"), Intent(Kind.UTSNS, "u", sandbox="s")))
+    await asyncio.sleep(0)
+    store.ledger.drop_nowait(Kind.NETNS, "n")
+    with pytest.raises(Unavailable):
+        await call
+    assert store.ledger.all() == []
 
 
 async def test_cancelled_hold_and_drop_are_done(store: Store, directories: Directories, clock: Clock) -> None:

@@ -342,6 +342,7 @@ async def test_retries_of_other_owners_dont_wait_for_one_that_hangs(store: Store
     await releases.run_pending(sleeper.stop)
     assert _kinds(store.ledger.all()) == {"shim pod"}
     assert node.calls.count("shim pod") == 1
+    assert "3 tasks" in repr(releases._supervisor), "one walk, however long it hangs"
     node.hanging["shim pod"].set()
     await _settled()
     assert store.ledger.all() == []
@@ -357,6 +358,14 @@ async def test_held_resources_are_left_alone(store: Store, clock: Clock) -> None
     await releases.run_pending(sleeper.stop)
     assert node.calls == []
     await releases.stop(0)
+
+
+async def test_nothing_is_started_for_what_is_blocked(store: Store, releases: Releases, node: Node) -> None:
+    await _pod(store)
+    node.errors["shim pod"] = Busy("x")
+    await releases.release_owned(sandbox="s")
+    releases.start_due()
+    assert "0 tasks" in repr(releases._supervisor)
 
 
 async def test_pending_writes_are_tried_again(store: Store, clock: Clock) -> None:
