@@ -39,15 +39,6 @@ def register(pods: Pods) -> None:
     async def cgroup(resource: Resource) -> None:
         await pods.cgroups.remove(resource.key)
 
-    async def snapshot(resource: Resource) -> None:
-        await pods.images.release_snapshot(resource.key)
-
-    async def ingest(resource: Resource) -> None:
-        await pods.images.release_ingest(resource.key)
-
-    async def unpack(resource: Resource) -> None:
-        await pods.images.release_unpack(resource.key)
-
     async def directory(resource: Resource) -> None:
         await in_thread(sandbox_files.remove, Path(resource.key))
 
@@ -62,9 +53,9 @@ def register(pods: Pods) -> None:
         Kind.UTSNS: namespace,
         Kind.SHM: mount,
         Kind.CGROUP: cgroup,
-        Kind.SNAPSHOT: snapshot,
-        Kind.INGEST: ingest,
-        Kind.LAYER_UNPACK: unpack,
+        Kind.SNAPSHOT: pods.images.release_snapshot,
+        Kind.INGEST: pods.images.release_ingest,
+        Kind.LAYER_UNPACK: pods.images.release_unpack,
         Kind.SANDBOX_DIR: directory,
     }.items():
         pods.releases.register(kind, releaser)

@@ -9,7 +9,9 @@ from __future__ import annotations
 import asyncio
 import resource
 import signal
+import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
 
 from agent import log, timeouts
@@ -30,6 +32,7 @@ from agent.network.network import Network
 from agent.pods import exits, facts, recovery
 from agent.pods.context import Pods
 from agent.pods.registry import Registry
+from agent.runtime.v2.config import RuntimeConfig
 from agent.runtime.v2.manager import TaskManager
 from agent.snapshots.snapshotter import Snapshotter
 from agent.store.release import Releases
@@ -39,6 +42,9 @@ from cri.server import services
 from cri.server.edge import Edge
 
 _log = log.get("daemon")
+
+_THREADS = 64
+"""For blocking calls. Many more than cores: some wait for a file system that hangs, and the others must not wait for them."""
 
 
 async def serve(settings: Settings) -> None:
@@ -77,23 +83,29 @@ async def _recover(pods: Pods, recovered: asyncio.Event) -> None:
 
 async def _compose(settings: Settings, stack: AsyncExitStack) -> Pods:
     """Make all parts; what needs an end is put on `stack` right after its making."""
+    asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(_THREADS, "orlop"))
     store = await Store.open(settings.state_dir, settings.root_dir)
     stack.push_async_callback(store.close)
     processes, mounts, cgroups, namespaces = Processes(), Mounts(), Cgroups(), Namespaces()
     stack.push_async_callback(processes.stop)
-    incarnation = Incarnation(processes)
-    await incarnation.begin()
+    await Incarnation(processes, settings.state_dir).begin()
+    await cgroups.create(f"{settings.cgroup}/shims")
 
-    supervisor = Supervisor("pods")
     exchange = Exchange()
+    subscription = exchange.subscribe()
     releases = Releases(store.ledger, time.time)
 
     content = ContentStore(settings.root_dir / "content")
-    snapshotter = Snapshotter(settings.root_dir / "snapshots", processes, mounts)
-    images = ImageService(store.disk_records("images"), content, snapshotter, store.ledger, releases)
-    await images.start()
+    snapshots = Snapshotter(settings.root_dir / "snapshots", processes)
+    pinned = [settings.sandbox_image] if settings.sandbox_image else []
+    images = ImageService(content, snapshots, store.disk_records("images"), store.ledger, releases, pinned=pinned)
+    await images.open()
+    stack.push_async_callback(images.close, timeouts.DAEMON_STOP)
 
-    logs = LogCopier(settings.state_dir, processes, supervisor)
+    await cgroups.create(f"{settings.cgroup}/log-copier")
+    logs = LogCopier(
+        settings.state_dir, processes, max_line=settings.log.max_container_log_line_size, cgroup=f"{settings.cgroup}/log-copier"
+    )
     await logs.start()
     stack.push_async_callback(logs.stop)
 
@@ -101,7 +113,15 @@ async def _compose(settings: Settings, stack: AsyncExitStack) -> Pods:
     await network.start()
     stack.push_async_callback(network.stop, timeouts.DAEMON_STOP)
 
-    tasks = TaskManager()
+    runtime = RuntimeConfig(
+        state_dir=settings.state_dir,
+        root_dir=settings.root_dir,
+        address=str(settings.socket),
+        ttrpc_address=str(settings.state_dir / "events.sock"),
+        publish_binary=sys.executable,
+        shim_cgroup=f"{settings.cgroup}/shims",
+    )
+    tasks = TaskManager(runtime, ledger=store.ledger, exchange=exchange, processes=processes, mounts=mounts, cgroups=cgroups)
     await tasks.start()
     stack.push_async_callback(tasks.stop)
 
@@ -110,10 +130,11 @@ async def _compose(settings: Settings, stack: AsyncExitStack) -> Pods:
     node = await in_thread(facts.read, cgroup_v2=cgroups.mode == "v2", nofile_limit=resource.getrlimit(resource.RLIMIT_NOFILE)[1])
     for restriction in node.restrictions:
         _log.warning("this node restricts pods", restriction=restriction)
+    supervisor = Supervisor("pods")
     pods = Pods(
         state_dir=settings.state_dir,
         netns_dir=settings.netns_dir,
-        handlers=settings.handlers,
+        handlers=settings.runtimes,
         default_handler=settings.default_runtime,
         sandbox_image=settings.sandbox_image,
         facts=node,
@@ -136,7 +157,6 @@ async def _compose(settings: Settings, stack: AsyncExitStack) -> Pods:
 
     background = Supervisor("daemon")
     stack.push_async_callback(background.stop, 0)
-    subscription = exchange.subscribe()
     background.start(exits.watch(pods, subscription), name="exits")
     background.start(releases.run_pending(asyncio.Event()), name="pending releases")
     background.start(health.watch_lag(), name="loop lag")

@@ -8,7 +8,7 @@ import time
 from agent import failpoints, log
 from agent.errdefs import FailedPrecondition, InvalidArgument
 from agent.identifiers import new_id
-from agent.images.types import Image
+from agent.images.image import Image
 from agent.pods import signals
 from agent.pods.container import ContainerRecord, ContainerState
 from agent.pods.context import Pods
@@ -70,7 +70,7 @@ def enter(sandbox: Sandbox) -> None:
 
 
 async def _create(pods: Pods, sandbox: Sandbox, container_id: str, config: cri.ContainerConfig, log_directory: str) -> None:
-    image = await pods.images.resolve(config.image.image)
+    image = pods.images.resolve(config.image.image)
     spec = await build(
         SpecInputs(
             container_id=container_id,

@@ -12,7 +12,7 @@ from typing import Any
 from agent import failpoints
 from agent.config.handlers import RuntimeHandler
 from agent.errdefs import FailedPrecondition, NotFound
-from agent.images.types import Image
+from agent.images.image import Image
 from agent.pods.context import Pods
 from agent.pods.sandbox import Pin
 from agent.runtime.v2.task import CreateTask
@@ -48,7 +48,7 @@ async def start(
         Unknown: the engine refused.
     """
     try:
-        image = await pods.images.resolve(pods.sandbox_image)
+        image = pods.images.resolve(pods.sandbox_image)
     except NotFound as error:
         raise FailedPrecondition(
             f"sandbox image {pods.sandbox_image!r} is not on this node, and this pod's sandbox needs a process "

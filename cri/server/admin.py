@@ -45,3 +45,23 @@ async def import_image(pods: Pods, request: admin_pb2.ImportImageRequest) -> adm
     # Detached: an import that the client gave up on still ends in a whole image or in nothing.
     images = await pods.supervisor.detached(pods.images.import_archive(Path(request.path)), name=f"import {request.path}")
     return admin_pb2.ImportImageResponse(images=[admin_pb2.ImportedImage(id=image.id, tags=image.tags) for image in images])
+
+
+async def history(pods: Pods, request: admin_pb2.HistoryRequest) -> admin_pb2.HistoryResponse:
+    """What happened to the resources of a sandbox or container, from the ledger's journal.
+
+    Raises:
+        InvalidArgument: no id.
+        Unavailable: the journal can't be read.
+    """
+    if not request.id:
+        raise InvalidArgument("id must not be empty")
+    entries = await pods.ledger.history(sandbox=request.id, container=request.id)
+    return admin_pb2.HistoryResponse(
+        transitions=[
+            admin_pb2.Transition(
+                time=entry.at, kind=entry.kind, key=entry.key, container=entry.container, state=entry.event, detail=entry.detail
+            )
+            for entry in entries
+        ]
+    )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from agent.config.handlers import RuntimeHandler
-from agent.images.types import ImageConfig
+from agent.images.documents import ImageConfig
 from agent.pods.facts import NodeFacts
 from agent.pods.sandbox import SandboxRecord
 from cri.api import api_pb2 as cri
