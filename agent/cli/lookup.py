@@ -17,7 +17,7 @@ async def pod(client: Client, wanted: str) -> cri.PodSandbox:
     Raises:
         NotFound, FailedPrecondition: none, or several.
     """
-    items = (await client.call("ListPodSandbox", cri.ListPodSandboxRequest())).items
+    items: list[cri.PodSandbox] = list((await client.call("ListPodSandbox", cri.ListPodSandboxRequest())).items)
     named = [item for item in items if wanted in (item.metadata.name, f"{item.metadata.namespace}/{item.metadata.name}")]
     found = [item for item in items if item.id == wanted] or named or [item for item in items if item.id.startswith(wanted)]
     ready = [item for item in found if item.state == cri.SANDBOX_READY]
@@ -30,7 +30,7 @@ async def container(client: Client, wanted: str, *, running: bool = False) -> cr
     Raises:
         NotFound, FailedPrecondition: none, or several pods have one of this name.
     """
-    items = list((await client.call("ListContainers", cri.ListContainersRequest())).containers)
+    items: list[cri.Container] = list((await client.call("ListContainers", cri.ListContainersRequest())).containers)
     if running:
         items = [item for item in items if item.state == cri.CONTAINER_RUNNING] or items
     exact = [item for item in items if item.id == wanted]

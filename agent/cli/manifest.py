@@ -28,7 +28,18 @@ _CONTAINER_FIELDS = frozenset({
     "name", "image", "command", "args", "workingDir", "env", "ports", "resources", "securityContext", "volumeMounts", "tty",
     "imagePullPolicy",
 })  # fmt: skip
-_UNITS = {"": 1, "m": Decimal("0.001"), "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
+_UNITS: dict[str, int | Decimal] = {
+    "": 1,
+    "m": Decimal("0.001"),
+    "k": 10**3,
+    "M": 10**6,
+    "G": 10**9,
+    "T": 10**12,
+    "Ki": 2**10,
+    "Mi": 2**20,
+    "Gi": 2**30,
+    "Ti": 2**40,
+}
 _CPU_PERIOD = 100_000
 _MASKED = "/proc/acpi /proc/asound /proc/kcore /proc/keys /proc/latency_stats /proc/timer_list /sys/firmware".split()
 _READ_ONLY = "/proc/bus /proc/fs /proc/irq /proc/sys /proc/sysrq-trigger".split()
@@ -114,7 +125,7 @@ def _dns(dns: Mapping[str, Any]) -> cri.DNSConfig:
 
 def _port(port: Mapping[str, Any]) -> cri.PortMapping:
     return cri.PortMapping(
-        protocol=cri.Protocol.Value(str(port.get("protocol", "TCP"))),
+        protocol=str(port.get("protocol", "TCP")),
         container_port=int(port["containerPort"]),
         host_port=int(port["hostPort"]),
         host_ip=str(port.get("hostIP") or ""),
@@ -207,6 +218,6 @@ def _security(context: Mapping[str, Any]) -> cri.LinuxContainerSecurityContext:
     if "runAsGroup" in context:
         made.run_as_group.value = int(context["runAsGroup"])
     if profile := context.get("seccompProfile"):
-        made.seccomp.profile_type = cri.SecurityProfile.ProfileType.Value(str(profile["type"]))
+        made.seccomp.CopyFrom(cri.SecurityProfile(profile_type=str(profile["type"])))
         made.seccomp.localhost_ref = str(profile.get("localhostProfile") or "")
     return made

@@ -4,6 +4,6 @@ Each init's exit is published once (invariant 4), `TaskExit` before `TaskDelete`
 """
 
 from agent.events.exchange import Exchange, Subscription
-from agent.events.types import Event, Exit, TaskDelete, TaskExit, TaskOOM
+from agent.events.types import UNKNOWN_STATUS, Event, Exit, TaskDelete, TaskExit, TaskOOM
 
-__all__ = ["Event", "Exchange", "Exit", "Subscription", "TaskDelete", "TaskExit", "TaskOOM"]
+__all__ = ["UNKNOWN_STATUS", "Event", "Exchange", "Exit", "Subscription", "TaskDelete", "TaskExit", "TaskOOM"]

@@ -58,11 +58,8 @@ async def _start(pods: Pods, sandbox: Sandbox, live: Container) -> None:
 
 async def _run_task(pods: Pods, sandbox: Sandbox, live: Container) -> None:
     record = live.record
-    owner = {"sandbox": sandbox.record.id, "container": record.id}
     await pods.ledger.intend(
-        Intent(Kind.FIFO, record.id, **owner),
-        Intent(Kind.LOG, record.id, **owner),
-        Intent(Kind.TASK, record.id, **owner, data={"handler": sandbox.record.handler}),
+        *(Intent(kind, record.id, sandbox=sandbox.record.id, container=record.id) for kind in (Kind.FIFO, Kind.LOG, Kind.TASK))
     )
     await failpoints.hit("pods.container_start.stdio")
     stdio = await pods.logs.open(record.id, Path(record.log_path) if record.log_path else None, record.config.tty)

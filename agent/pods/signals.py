@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+from typing import cast
 
 from agent.errdefs import InvalidArgument
 from cri.api import api_pb2 as cri
@@ -49,7 +50,7 @@ def _to_cri() -> dict[int, cri.Signal]:
     table: dict[int, cri.Signal] = {}
     for name, value in cri.Signal.items():
         if value != cri.SIGNAL_RUNTIME_DEFAULT:
-            table.setdefault(parse(name.removeprefix("SIGNAL_").replace("PLUS", "+").replace("MINUS", "-"), name), value)
+            table.setdefault(parse(name.removeprefix("SIGNAL_").replace("PLUS", "+").replace("MINUS", "-"), name), cast(cri.Signal, value))
     return table
 
 

@@ -60,7 +60,7 @@ async def history(pods: Pods, request: admin_pb2.HistoryRequest) -> admin_pb2.Hi
     return admin_pb2.HistoryResponse(
         transitions=[
             admin_pb2.Transition(
-                time=entry.at, kind=entry.kind, key=entry.key, container=entry.container, state=entry.event, detail=entry.detail
+                time=entry.at, kind=entry.kind, key=entry.key, container=entry.container, state=entry.transition, detail=entry.detail
             )
             for entry in entries
         ]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -67,9 +67,8 @@ def _handler(method: MethodDescriptor, verb: Verb | None) -> grpc.RpcMethodHandl
             await context.abort(grpc.StatusCode.UNIMPLEMENTED, f"{method.full_name} is not implemented by orlop")
         return await _measured(method.name, verb, request, context)
 
-    async def stream(request: Message, context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[bytes]:
+    async def stream(request: Message, context: grpc.aio.ServicerContext[Any, Any]) -> None:
         await context.abort(grpc.StatusCode.UNIMPLEMENTED, f"{method.full_name} is not implemented by orlop")
-        yield b""
 
     if method.server_streaming:
         return grpc.unary_stream_rpc_method_handler(stream, request_deserializer=request_class.FromString)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
+from typing import Any
 
 from google.protobuf.descriptor import ServiceDescriptor
 from google.protobuf.message import Message
@@ -28,7 +29,9 @@ from cri.api import admin_pb2, api_pb2
 from cri.server import admin, images
 from cri.server.edge import Verb
 
-_RUNTIME_READS = {
+_PodsVerb = Callable[[Pods, Any], Awaitable[Message | bytes]]
+
+_RUNTIME_READS: dict[str, _PodsVerb] = {
     "Version": runtime_status.version,
     "Status": runtime_status.status,
     "RuntimeConfig": runtime_status.runtime_config,
@@ -37,7 +40,7 @@ _RUNTIME_READS = {
     "ContainerStatus": container_status.container_status,
     "ListContainers": container_status.list_containers,
 }
-_RUNTIME_VERBS = {
+_RUNTIME_VERBS: dict[str, _PodsVerb] = {
     "RunPodSandbox": sandbox_run.run_pod_sandbox,
     "StopPodSandbox": sandbox_stop.stop_pod_sandbox,
     "RemovePodSandbox": sandbox_remove.remove_pod_sandbox,
@@ -48,13 +51,13 @@ _RUNTIME_VERBS = {
     "ReopenContainerLog": container_log.reopen_container_log,
     "ExecSync": exec_sync.exec_sync,
 }
-_IMAGE_VERBS = {
+_IMAGE_VERBS: dict[str, _PodsVerb] = {
     "ListImages": images.list_images,
     "ImageStatus": images.image_status,
     "RemoveImage": images.remove_image,
     "ImageFsInfo": images.image_fs_info,
 }
-_ADMIN_VERBS = {
+_ADMIN_VERBS: dict[str, _PodsVerb] = {
     "Ledger": admin.ledger,
     "History": admin.history,
     "ImportImage": admin.import_image,
