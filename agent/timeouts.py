@@ -55,3 +55,5 @@ TEARDOWN_STEP = 30.0
 """One step of a teardown on the node itself: unmount, removal of a directory tree or a cgroup."""
 SNAPSHOT_USAGE = 60.0
 """One walk over what all containers have written."""
+STORE_CLOSE = 10.0
+"""Writing what is pending and closing the databases when the daemon stops; a hung disk gets no more."""

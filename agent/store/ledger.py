@@ -32,7 +32,6 @@ from agent.store.resource import JSON, Intent, Resource, ResourceId, State
 
 __all__ = [
     "JSON", "KINDS", "RELEASE_ORDER", "Entry", "Intent", "Kind", "KindInfo", "Ledger", "Resource", "ResourceId", "Scope", "State",
-    "in_release_order",
 ]  # fmt: skip
 
 _HISTORY_PAGE = 5000
@@ -70,6 +69,10 @@ class Ledger:
     def due(self, now: float) -> list[Resource]:
         """Entries whose release is decided and may be tried at `now`, in release order."""
         return in_release_order(resource for resource in self._mirror.all() if resource.due(now))
+
+    def in_release_order(self, resources: Iterable[Resource]) -> list[Resource]:
+        """The present state of those of `resources` that are still there: dependents first, newest first within a kind."""
+        return self._mirror.sorted_for_release(resources)
 
     async def history(self, *, sandbox: str = "", container: str = "", key: str = "") -> list[Entry]:
         """The journal's entries of a sandbox, a container or a key (any of those given matches), oldest first.

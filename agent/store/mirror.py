@@ -68,6 +68,11 @@ class Mirror:
             found = self._by_sandbox.get(sandbox or "", {}).values()
         return in_release_order(found)
 
+    def sorted_for_release(self, resources: Iterable[Resource]) -> list[Resource]:
+        """Those of `resources` that are still there, in release order, however they come."""
+        wanted = {resource.id for resource in resources}
+        return in_release_order(resource for resource in self._resources.values() if resource.id in wanted)
+
 
 def in_release_order(resources: Iterable[Resource]) -> list[Resource]:
     """Users before what they use, and the newest first within a kind; `resources` come in the order of their making."""

@@ -20,7 +20,7 @@ from agent.aio import Supervisor, within
 from agent.errdefs import Busy, FailedPrecondition, Internal
 from agent.store.kinds import Kind
 from agent.store.ledger import Ledger
-from agent.store.resource import Resource, ResourceId, release_position
+from agent.store.resource import Resource, ResourceId
 
 _log = log.get("store")
 
@@ -89,7 +89,7 @@ class Releases:
         Returns those that are not gone, with the reason: the release function's error (it is retried with growing waits), or
         `Blocked`. The rest is dropped from the ledger. Cancelling the caller ends its waiting only.
         """
-        wanted = list(resources)
+        wanted = self._ledger.in_release_order(resources)
         if not wanted:
             return []
         return await self._supervisor.detached(self._walk(wanted), name=f"release for {wanted[0].owner}")
@@ -125,10 +125,10 @@ class Releases:
             self._supervisor.start(work(), name=name).add_done_callback(lambda _: self._background.discard(name))
 
     async def _walk(self, resources: list[Resource]) -> list[tuple[Resource, Exception]]:
-        wanted = sorted(resources, key=release_position)  # stable: the caller's order, newest first, holds within a kind
-        self._ledger.releasing(wanted)
+        """Release these, which come in release order."""
+        self._ledger.releasing(resources)
         steps: list[tuple[Resource, asyncio.Task[Exception | None]]] = []
-        for resource in wanted:
+        for resource in resources:
             users = [step for user, step in steps if user.uses(resource)]
             steps.append((resource, self._supervisor.start(self._step(resource, users), name=str(resource.id))))
         return [(resource, error) for resource, step in steps if (error := await step) is not None]

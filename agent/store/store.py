@@ -9,9 +9,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from agent import log, metrics
-from agent.aio import in_thread
-from agent.errdefs import FailedPrecondition, Unavailable
+from agent import log, metrics, timeouts
+from agent.aio import in_thread, within
+from agent.errdefs import DeadlineExceeded, FailedPrecondition, Unavailable
 from agent.store import quarantine, rows
 from agent.store.database import Database, MakeWriter
 from agent.store.ledger import Ledger
@@ -129,11 +129,17 @@ class Store:
         return await self.ledger.flush()
 
     async def close(self) -> None:
-        """Write what is pending if that works now, close the files, release the lock."""
+        """Write what is pending if that works now, close the files, release the lock. Idempotent; a disk that hangs doesn't stop it."""
+        try:
+            await within(timeouts.STORE_CLOSE, self._close_files(), "closing the store")
+        except DeadlineExceeded as error:
+            _log.error("the store is left to the next start as after a crash", error=str(error))
+        _unlock(self._locks)
+
+    async def _close_files(self) -> None:
         if left := await self.flush():
             _log.error("the store is closed with writes that were not possible: their resources are released again", writes=left)
         await asyncio.gather(self._boot.close(), self._disk.close())
-        _unlock(self._locks)
 
 
 def _lock_all(directories: tuple[Path, ...]) -> list[int]:

@@ -63,8 +63,17 @@ class WriterThread:
         self._queue.put(write)
 
     async def stop(self, last: Callable[[], None]) -> None:
-        self._queue.put(last)
-        await asyncio.to_thread(self._thread.join)
+        # Not by joining in a thread of the loop's pool: if the disk hangs, the loop could not end either.
+        loop = asyncio.get_running_loop()
+        ended = asyncio.Event()
+
+        def finish() -> None:
+            last()
+            with contextlib.suppress(RuntimeError):
+                loop.call_soon_threadsafe(ended.set)
+
+        self._queue.put(finish)
+        await ended.wait()
 
     def _run(self) -> None:
         while True:

@@ -93,6 +93,12 @@ async def test_whole_pod(store: Store, releases: Releases, node: Node) -> None:
     assert position["shm pod"] < position["sandbox_dir pod"]
 
 
+async def test_callers_order_doesnt_matter(store: Store, releases: Releases, node: Node) -> None:
+    await _pod(store, "c1", "c2")
+    assert await releases.release(store.ledger.all()) == []  # the oldest first
+    assert node.calls.index("task c2") < node.calls.index("task c1") < node.calls.index("shim pod")
+
+
 async def test_nothing_owned(releases: Releases) -> None:
     assert await releases.release_owned(sandbox="nobody") == []
     assert await releases.release([]) == []
