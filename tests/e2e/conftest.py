@@ -16,9 +16,10 @@ import pytest
 
 from tests.e2e import toolbox
 from tests.e2e.client import BUSYBOX
-from tests.e2e.daemon import STATES, Daemon
+from tests.e2e.daemon import PAUSE, STATES, Daemon
 from tests.e2e.node import CGROUP_PARENT, NodeSnapshot
 from tests.e2e.toolbox import Pair
+from tests.images import busybox_image
 
 HERE = Path(__file__).parent
 DAEMON = pytest.StashKey[Daemon]()
@@ -63,11 +64,14 @@ def node_is_clean(tmp_path: Path) -> Iterator[None]:
 @pytest.fixture(scope="session")
 def busybox(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An archive of the image that `create_container` uses by default."""
-    from tests.images import busybox_image
+    return busybox_image(tmp_path_factory.mktemp("images") / "busybox.tar", BUSYBOX)
 
-    archive = tmp_path_factory.mktemp("images") / "busybox.tar"
-    busybox_image(archive, BUSYBOX)
-    return archive
+
+@pytest.fixture(scope="session")
+def pause(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An archive of the sandbox image, for pods whose sandbox is a task; to be imported by the test."""
+    archive = tmp_path_factory.mktemp("images") / "pause.tar"
+    return busybox_image(archive, PAUSE, {"Entrypoint": ["/bin/sleep", "1000000"]})
 
 
 @pytest.fixture

@@ -19,9 +19,11 @@ import grpc
 
 from cri.api import api_pb2 as cri
 from tests.e2e.client import Client
+from tests.e2e.node import CGROUP_PARENT
 from tests.e2e.toolbox import REPO, Pair
 
 STATES = Path("/run/orlop-e2e")
+PAUSE = "orlop.test/pause:latest"
 CNI_PLUGINS = Path("/usr/lib/cni")
 START_BUDGET = 30.0
 STOP_BUDGET = 30.0
@@ -40,7 +42,7 @@ class Daemon:
         log_settings: str = 'level = "debug"',
         handler_settings: str = "",
     ) -> None:
-        """`settings` are further TOML lines at the top, the others those of their sections; the only runtime handler is named like the pair."""
+        """`settings` are further TOML lines at the top, the others those of their sections; the only handler is named like the pair."""
         self.name = name
         self.state = STATES / name
         self.root = tmp_path / "root" / name
@@ -58,6 +60,8 @@ class Daemon:
 socket = "{self.socket}"
 state_dir = "{self.state}"
 root_dir = "{self.root}"
+shim_cgroup = "{CGROUP_PARENT}/orlop-{name}"
+sandbox_image = "{PAUSE}"
 default_runtime = "{pair}"
 {settings}
 
