@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
@@ -178,6 +179,10 @@ class LogCopier:
         directory = self._io / validate(container_id, "container id")
         await failpoints.hit("logs.remove_fifos")
         await in_thread(fifos.remove, directory)
+
+    async def fifo_owners(self) -> list[str]:
+        """The ids, of containers and execs, that have a FIFO directory on the node: for recovery and audit."""
+        return sorted(await in_thread(os.listdir, self._io))
 
     async def containers(self) -> list[ContainerState]:
         """What the running copier copies, whoever asked it to: for recovery and audit."""

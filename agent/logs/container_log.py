@@ -36,6 +36,12 @@ class Scratch:
         self._reader, self._writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         self._null = os.open("/dev/null", os.O_WRONLY | os.O_CLOEXEC)
 
+    def renew(self) -> None:
+        """Forget what a turn that failed may have left in it: it must not get into another container's log."""
+        os.close(self._reader)
+        os.close(self._writer)
+        self._reader, self._writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+
     def peek(self, descriptor: int) -> bytes:
         """What is in the FIFO, up to `CHUNK`, which leaves it there. Empty: no writer. BlockingIOError: nothing yet."""
         count = libc.tee(descriptor, self._writer, CHUNK, libc.SPLICE_F_NONBLOCK)

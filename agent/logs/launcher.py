@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import sys
@@ -10,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from agent import errdefs, log, metrics, timeouts
-from agent.aio import within
+from agent.aio import in_thread, within
 from agent.linux.processes import Command, Processes
 from agent.logs import protocol
 from agent.logs.connection import Connection
@@ -68,8 +69,9 @@ class Launcher:
                     # Safe, unlike with a shim: a copier that is killed loses no line and doubles at most one read.
                     _log.warning("a mute log copier is killed", pid=process.pid, error=str(error))
                     process.kill(signal.SIGKILL)
-                    self._path.unlink(missing_ok=True)
-                    await asyncio.wait_for(asyncio.shield(process.wait()), _DEATH)
+                    with contextlib.suppress(errdefs.DeadlineExceeded):
+                        await within(_DEATH, process.wait(), "the end of the mute log copier")
+                    await in_thread(self._path.unlink, missing_ok=True)
                 else:
                     usable = answer["version"] == protocol.VERSION
                     if not usable:

@@ -165,6 +165,7 @@ class Turns:
             more = container.turn(scratch)
         except Exception:
             _log.exception("a turn failed", container=container.id)
+            scratch.renew()
         if container.condition != before:
             self._on_change(container)
         with self._lock:

@@ -29,6 +29,7 @@ class Node:
     """A state directory, the copier process in it, and daemons that come and go."""
 
     def __init__(self, directory: Path) -> None:
+        self.directory = directory
         self.state = directory / "state"
         self.socket = self.state / "log-copier.sock"
         self.logs = directory / "logs"
@@ -52,8 +53,15 @@ class Node:
             return int.from_bytes(probe.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)[:4], sys.byteorder)
 
     def descriptors(self) -> tuple[int, int]:
-        """How many we have open, and the copier, which closes a moment after it answered."""
-        return len(os.listdir("/proc/self/fd")), len(os.listdir(f"/proc/{self.pid()}/fd"))
+        """How many FIFOs and logs we have open, and the copier, which closes a moment after it answered."""
+        return self._files("self"), self._files(str(self.pid()))
+
+    def _files(self, process: str) -> int:
+        count = 0
+        for descriptor in Path(f"/proc/{process}/fd").iterdir():
+            with contextlib.suppress(FileNotFoundError):
+                count += os.readlink(descriptor).startswith(str(self.directory))
+        return count
 
     def log(self, name: str) -> Path:
         return self.logs / f"{name}.log"
@@ -178,7 +186,7 @@ async def test_nothing_is_left_of_a_container(node: Node) -> None:
         await finish(daemon, "c1")
         await finish(daemon, "c1")  # all of it is idempotent
     await until(lambda: node.descriptors() == before, "descriptors closed")
-    assert os.listdir(node.state / "io") == ["c0"]
+    assert await daemon.fifo_owners() == ["c0"]
     assert [state.id for state in await daemon.containers()] == ["c0"]
 
 

@@ -184,6 +184,29 @@ def test_a_turn_that_fails_ends_nothing_else(node: Node) -> None:
     assert text(node.log("broken").read_bytes()) == b"one\ntwo\n"
 
 
+def test_what_a_failed_turn_left_behind_gets_into_no_other_log(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    victim, victim_shim = node.add("victim")
+    container, shim = node.add("a")
+    real_read = os.read
+
+    def read(descriptor: int, count: int) -> bytes:
+        monkeypatch.setattr(os, "read", real_read)
+        raise MemoryError
+
+    monkeypatch.setattr(os, "read", read)
+    shim.write(b"secret\n")
+    failed = threading.Event()
+    while not failed.wait(0.001):
+        node.turns.post(victim, lambda _: failed.set() if os.read is real_read else None).result(20)
+    victim_shim.write(b"fine\n")
+    victim_shim.close()
+    node.wait_ended(victim)
+    assert text(node.log("victim").read_bytes()) == b"fine\n"
+    shim.close()
+    node.wait_ended(container)
+    assert text(node.log("a").read_bytes()) == b"secret\n"
+
+
 def test_an_unwatched_container_is_not_copied_but_does_what_is_posted(node: Node) -> None:
     container, shim = node.add("a")
     node.turns.unwatch(container)
