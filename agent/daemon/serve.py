@@ -89,7 +89,7 @@ async def _compose(settings: Settings, stack: AsyncExitStack) -> Pods:
     processes, mounts, cgroups, namespaces = Processes(), Mounts(), Cgroups(), Namespaces()
     stack.push_async_callback(processes.stop)
     await Incarnation(processes, settings.state_dir).begin()
-    await cgroups.create(f"{settings.cgroup}/shims")
+    await cgroups.create(settings.shim_cgroup)
 
     exchange = Exchange()
     subscription = exchange.subscribe()
@@ -102,9 +102,9 @@ async def _compose(settings: Settings, stack: AsyncExitStack) -> Pods:
     await images.open()
     stack.push_async_callback(images.close, timeouts.DAEMON_STOP)
 
-    await cgroups.create(f"{settings.cgroup}/log-copier")
+    await cgroups.create(f"{settings.shim_cgroup}/log-copier")
     logs = LogCopier(
-        settings.state_dir, processes, max_line=settings.log.max_container_log_line_size, cgroup=f"{settings.cgroup}/log-copier"
+        settings.state_dir, processes, max_line=settings.log.max_container_log_line_size, cgroup=f"{settings.shim_cgroup}/log-copier"
     )
     await logs.start()
     stack.push_async_callback(logs.stop)
@@ -119,7 +119,7 @@ async def _compose(settings: Settings, stack: AsyncExitStack) -> Pods:
         address=str(settings.socket),
         ttrpc_address=str(settings.state_dir / "events.sock"),
         publish_binary=sys.executable,
-        shim_cgroup=f"{settings.cgroup}/shims",
+        shim_cgroup=settings.shim_cgroup,
     )
     tasks = TaskManager(runtime, ledger=store.ledger, exchange=exchange, processes=processes, mounts=mounts, cgroups=cgroups)
     await tasks.start()
