@@ -30,6 +30,11 @@ class KeyedLock:
             else:
                 self._locks[key] = (lock, users - 1)
 
+    async def passed(self, key: str) -> None:
+        """Return when whoever holds or awaits the key's lock now is done with it."""
+        async with self.hold(key):
+            pass
+
     def locked(self, key: str) -> bool:
         """Whether somebody holds or awaits the key's lock."""
         return key in self._locks

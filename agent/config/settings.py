@@ -58,6 +58,8 @@ class Settings:
     """The cgroup below which shims and the log copier live: outside of every pod, and of the daemon's own unit."""
     metrics_address: str = "127.0.0.1:9745"
     """HOST:PORT of /metrics; empty for none. Loopback, since it is not authenticated."""
+    pod_cgroup: str = checked(_cgroup, "/orlop-pods")
+    """Cgroup below which pods go whose client is no kubelet and names no cgroup_parent: crictl's, `orlop run`'s."""
     default_runtime: str = ""
     """The handler of pods without a RuntimeClass. Empty: runc if it is there, else the first of `runtimes`."""
     sandbox_image: str = "registry.k8s.io/pause:3.10"

@@ -134,6 +134,7 @@ async def _compose(settings: Settings, stack: AsyncExitStack) -> Pods:
     pods = Pods(
         state_dir=settings.state_dir,
         netns_dir=settings.netns_dir,
+        pod_cgroup=settings.pod_cgroup,
         handlers=settings.runtimes,
         default_handler=settings.default_runtime,
         sandbox_image=settings.sandbox_image,

@@ -51,6 +51,7 @@ async def stop(pods: Pods, live: Container, *, grace: float) -> None:
 
 async def _stop(pods: Pods, live: Container, gently: bool) -> None:
     try:
+        await _settled(pods, live)
         if gently:
             await _signal(pods, live, live.record.stop_signal, whole=False)
             await _until_deadline(live)
@@ -58,6 +59,18 @@ async def _stop(pods: Pods, live: Container, gently: bool) -> None:
             await _kill(pods, live)
     finally:
         live.stop_deadline = float("inf")
+
+
+async def _settled(pods: Pods, live: Container) -> None:
+    """Wait for the end of a start under way: before it there is nothing to signal. One that hangs loses its shim."""
+    if live.record.state is not ContainerState.STARTING:
+        return
+    try:
+        await within(timeouts.IN_FLIGHT, pods.locks.passed(live.record.id), f"the start of container {live.record.id}")
+    except DeadlineExceeded as error:
+        _log.warning("killing the shim under a container that doesn't start", container=live.record.id, error=str(error))
+        await pods.tasks.kill_shim(live.record.sandbox_id)
+        await pods.locks.passed(live.record.id)
 
 
 async def _until_deadline(live: Container) -> None:

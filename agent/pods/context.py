@@ -37,6 +37,7 @@ class Pods:
 
     state_dir: Path
     netns_dir: Path
+    pod_cgroup: str
     handlers: dict[str, RuntimeHandler]
     default_handler: str
     sandbox_image: str

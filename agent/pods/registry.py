@@ -108,6 +108,8 @@ class Table(Generic[L]):
         The memory is the truth while the daemon runs: a record that can't be stored (disk full) is swapped in all the
         same, since the event it tells of has happened, and is stored with its next change.
         """
+        if record.id not in self._objects:
+            return  # removed meanwhile: an event that comes late must not bring it back
         live.record = record  # type: ignore[assignment] # L pairs each live class with its record class
         self._render(live)
         try:

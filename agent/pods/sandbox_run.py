@@ -31,8 +31,6 @@ from cri.api import api_pb2 as cri
 
 _log = log.get("pods")
 
-DEFAULT_CGROUP_PARENT = "/orlop"
-"""Where pods go whose client is not a kubelet and names no cgroup_parent (crictl, `orlop run`)."""
 SHM_SIZE = 64 << 20
 """Bytes of /dev/shm, as containerd and Docker have it."""
 
@@ -124,7 +122,7 @@ async def _plan(pods: Pods, sandbox_id: str, config: cri.PodSandboxConfig, handl
         pins["uts"] = pods.state_dir / "namespaces" / f"{sandbox_id}-uts"
     if not host_ipc:
         pins["ipc"] = pods.state_dir / "namespaces" / f"{sandbox_id}-ipc"
-    cgroup_parent = config.linux.cgroup_parent or f"{DEFAULT_CGROUP_PARENT}/pod{sandbox_id}"
+    cgroup_parent = config.linux.cgroup_parent or f"{pods.pod_cgroup}/pod{sandbox_id}"
     attachment = None
     if not host_network:
         status = pods.network.status()

@@ -42,7 +42,7 @@ class Daemon:
         log_settings: str = 'level = "debug"',
         handler_settings: str = "",
     ) -> None:
-        """`settings` are further TOML lines at the top, the others those of their sections; the only handler is named like the pair."""
+        """`settings` are further TOML lines at the top, the others those of their sections; the only handler is named like the engine."""
         self.name = name
         self.state = STATES / name
         self.root = tmp_path / "root" / name
@@ -55,14 +55,16 @@ class Daemon:
         self._process: subprocess.Popen[bytes] | None = None
         self.cni.mkdir()
         (self.cni / "10-e2e.conflist").write_text(json.dumps(bridge_network(name)))
+        handler = str(pair).replace(".", "-")  # a DNS label, as a RuntimeClass wants it
         self.config.write_text(
             f"""\
 socket = "{self.socket}"
 state_dir = "{self.state}"
 root_dir = "{self.root}"
 shim_cgroup = "{CGROUP_PARENT}/orlop-{name}"
+pod_cgroup = "{CGROUP_PARENT}/pods-{name}"
 sandbox_image = "{PAUSE}"
-default_runtime = "{pair}"
+default_runtime = "{pair.engine}"
 {settings}
 
 [log]
@@ -72,7 +74,7 @@ default_runtime = "{pair}"
 conf_dir = "{self.cni}"
 bin_dirs = ["{CNI_PLUGINS}"]
 
-[runtimes."{pair}"]
+[runtimes.{pair.engine}]
 path = "{pair.shim_path}"
 engine = "{pair.engine_path}"
 {handler_settings}

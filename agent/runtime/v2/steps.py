@@ -73,7 +73,9 @@ def step(name: str) -> Callable[[_Step[N, S, P, R]], _Step[N, S, P, R]]:
                 _log.warning("teardown step failed", step=name, id=subject.id, error=str(error))
                 raise
             finally:
-                metrics.teardown_step_seconds.labels(name).observe(time.monotonic() - started)
+                elapsed = time.monotonic() - started
+                metrics.teardown_step_seconds.labels(name).observe(elapsed)
+                _log.debug("teardown step", step=name, id=subject.id, ms=round(elapsed * 1000, 1))
 
         return timed
 
