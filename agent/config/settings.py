@@ -1,152 +1,145 @@
-"""The daemon's settings: a TOML file, then the drop-ins beside it, each key checked.
+"""The settings of `orlop serve`: read once at its start, handed down as values by `agent.daemon`.
 
-    /etc/orlop/config.toml, /etc/orlop/conf.d/*.toml (in the order of their names; tables are merged, a later value wins)
+They come from one TOML file and from the drop-ins beside it, in the order of their names; of a value that is set twice the
+later one counts, tables are merged key by key:
 
-Every field below says its meaning, unit, and why its default is what it is. A key that isn't here, or a value of the wrong
-type, is an error that names file and key: a misspelt setting must not be a silent default.
+    /etc/orlop/config.toml
+    /etc/orlop/conf.d/*.toml
+
+The classes below are the reference: a field's name is its key, a class is a table. A key that isn't here, or a value of
+another type, stops the daemon with the file, the key and the value, rather than being ignored.
+
+    metrics_address = "127.0.0.1:9745"
+
+    [cni]
+    bin_dirs = ["/opt/cni/bin"]
+
+    [runtimes.runsc]
+    runtime_type = "io.containerd.runsc.v1"
+    sandbox = "task"
 """
 
 from __future__ import annotations
 
-import os
-import shutil
-import tomllib
-import typing
-from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, is_dataclass
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from agent.config.handlers import RuntimeHandler
+from agent.config import toml
+from agent.config.handlers import ENGINES, RuntimeHandler, discover
+from agent.config.toml import checked
 from agent.errdefs import InvalidArgument
 
+DEFAULT_FILE = Path("/etc/orlop/config.toml")
+DROP_INS = "conf.d"
+_DNS_LABEL = re.compile("[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
+
+
+def _address(value: str) -> str:
+    host, _, port = value.rpartition(":")
+    if not value or (host and port.isdecimal() and 0 < int(port) < 65536):
+        return ""
+    return "it is neither HOST:PORT nor empty"
+
+
+def _cgroup(value: str) -> str:
+    absolute = value.startswith("/") and value != "/" and ".." not in value.split("/")
+    return "" if absolute else "it is not an absolute cgroup path below the root"
+
+
+def _line_size(value: int) -> str:
+    return "" if 1024 <= value <= 1 << 20 else "it is not between 1024 and 1048576 bytes"
+
+
+def _handler_names(value: dict[str, Any]) -> str:
+    """Kubernetes takes DNS labels only for a RuntimeClass's handler."""
+    bad = [name for name in value if not _DNS_LABEL.fullmatch(name)]
+    return f"{bad[0]!r} is not a DNS label, so that no RuntimeClass can name it" if bad else ""
+
+
+def _not_empty(value: tuple[Path, ...]) -> str:
+    return "" if value else "it names no directory"
+
 
 @dataclass(frozen=True)
-class CniSettings:
-    """Where the pod network's configuration and plugins are; the defaults are where installers put them."""
+class CNI:
+    """Table `[cni]`: where the pod network's configuration and plugins are. Defaults: where every CNI daemon installs to."""
 
     conf_dir: Path = Path("/etc/cni/net.d")
-    """The first valid file there, by name, is the pod network."""
-    bin_dirs: tuple[Path, ...] = (Path("/opt/cni/bin"), Path("/usr/lib/cni"))
-    """Searched in order: network installers' own plugins first, then Debian's."""
+    """Directory of network configurations; the first by name counts. Watched, so a network add-on needs no restart."""
+    bin_dirs: tuple[Path, ...] = checked(_not_empty, (Path("/opt/cni/bin"), Path("/usr/lib/cni")))
+    """Directories searched for plugins, in this order. /usr/lib/cni is where Debian's package puts them."""
 
 
 @dataclass(frozen=True)
-class LogSettings:
-    """The daemon's own log, and the limits of containers' logs."""
+class Log:
+    """Table `[log]`: the daemon's own log, and the size of lines in containers' logs."""
 
     level: Literal["debug", "info", "warning", "error"] = "info"
+    """The least severe messages that are written. info: one line per change of a pod, nothing per List or Status."""
     format: Literal["console", "json"] = "console"
-    """`json` for log collectors."""
-    max_container_log_line_size: int = 16384
-    """Bytes; a longer line is cut into partial entries. -1: no limit. 16 KiB is what log agents expect from containerd."""
+    """console for people and journald, json for log collectors."""
+    max_container_log_line_size: int = checked(_line_size, 16384)
+    """Bytes of one line in a container's log file; longer ones are split into partial lines. 16 KiB, as in containerd: log
+    collectors expect it."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """All settings of `orlop serve`."""
+    """The top level. Paths are absolute."""
 
     socket: Path = Path("/run/orlop/orlop.sock")
-    """Where the kubelet and `orlop` find the daemon; for root alone."""
+    """Unix socket of the CRI, for the kubelet's `--container-runtime-endpoint`. Shims derive their own socket's name from it,
+    so it must not change while pods run."""
     state_dir: Path = Path("/run/orlop")
-    """What a boot ends; has to be on a tmpfs."""
+    """What a reboot ends: bundles, sockets, the boot part of the ledger. Should be in a tmpfs: it is written at every step
+    of a pod, and survives nothing but the daemon on purpose."""
     root_dir: Path = Path("/var/lib/orlop")
-    """Images, snapshots, and what outlives a boot."""
+    """What outlives a reboot: images, writable layers, network attachments. Its file system has to be fit to be an overlay's
+    upper layer (ext4, xfs with ftype=1)."""
     netns_dir: Path = Path("/run/netns")
-    """Where network namespaces are pinned; network plugins and `ip netns` look there."""
-    cgroup: str = "/orlop.service"
-    """The cgroup below which shims and the log copier live: outside of every pod, and of the daemon's own unit."""
-    metrics_address: str = "127.0.0.1:9745"
-    """HOST:PORT of /metrics; empty for none. Loopback, since it is not authenticated."""
+    """Where pods' network namespaces are pinned, as `cni-<uuid>`. /run/netns, because network add-ons mount that very
+    directory and `ip netns` looks there."""
+    metrics_address: str = checked(_address, "127.0.0.1:9745")
+    """HOST:PORT of `/metrics` and `/healthz`; empty: none. Loopback, because it is not authenticated; 9745 is nobody else's
+    on a Kubernetes node (containerd's is 1338, CRI-O's 9090)."""
+    shim_cgroup: str = checked(_cgroup, "/orlop-shims")
+    """Cgroup below which each shim and the log copier get a leaf. Outside of the daemon's unit, whose stop would kill them, and
+    of the pods' cgroups, in which the kubelet kills every process (decisions.md 12)."""
     pod_cgroup: str = checked(_cgroup, "/orlop-pods")
     """Cgroup below which pods go whose client is no kubelet and names no cgroup_parent: crictl's, `orlop run`'s."""
     default_runtime: str = ""
-    """The handler of pods without a RuntimeClass. Empty: runc if it is there, else the first of `runtimes`."""
+    """Handler of pods without a RuntimeClass. Empty: runc where it is installed, else crun."""
     sandbox_image: str = "registry.k8s.io/pause:3.10"
-    """For sandboxes that need a process: a shared PID namespace, or a handler with `sandbox = "task"`. The kubelet is told not to remove it."""
-    cni: CniSettings = CniSettings()
-    log: LogSettings = LogSettings()
-    runtimes: dict[str, RuntimeHandler] = field(default_factory=dict)
-    """Runtime handlers by name. None: one for each of runc and crun that is in PATH."""
+    """Image of the sandbox task, for handlers with `sandbox = "task"` and for pods that share a PID namespace; other pods need
+    none. The kubelet's own choice, so that its image garbage collection spares it."""
+    cni: CNI = field(default_factory=CNI)
+    log: Log = field(default_factory=Log)
+    runtimes: dict[str, RuntimeHandler] = field(default_factory=dict, metadata={"check": _handler_names})
+    """Tables `[runtimes.NAME]`: runtime handlers, by the name that a RuntimeClass gives as its `handler`; the keys are those of
+    `agent.config.handlers.RuntimeHandler`. `load` puts them over the handlers for the engines in PATH, and leaves all here."""
 
 
-def load(path: Path) -> Settings:
-    """Read `path`, if it exists, and the drop-ins in `conf.d` beside it.
+def load(file: Path = DEFAULT_FILE, *, discovered: Callable[[], dict[str, RuntimeHandler]] = discover) -> Settings:
+    """Read the settings from `file` and the drop-ins beside it. Blocks; called before the event loop runs.
+
+    The default file need not be there, another one must.
 
     Raises:
-        InvalidArgument: an unknown key, a wrong type, a file that is not TOML, or no runtime handler at all.
+        InvalidArgument: a file can't be read, has an unknown key or a value that can't be; names file, key and value.
     """
-    merged: dict[str, Any] = {}
-    for file in (path, *sorted((path.parent / "conf.d").glob("*.toml"))):
-        if file.exists():
-            _merge(merged, _read(file))
-    return _complete(merged)
-
-
-def _read(file: Path) -> dict[str, Any]:
-    try:
-        body = tomllib.loads(file.read_text())
-    except (OSError, ValueError) as error:
-        raise InvalidArgument(f"{file} can't be read as TOML: {error}") from error
-    _build(Settings, body, f"{file}: ")
-    return body
-
-
-def _merge(into: dict[str, Any], other: Mapping[str, Any]) -> None:
-    for key, value in other.items():
-        if isinstance(value, dict) and isinstance(into.get(key), dict):
-            _merge(into[key], value)
-        else:
-            into[key] = value
-
-
-def _complete(body: Mapping[str, Any]) -> Settings:
-    settings: Settings = _build(Settings, body, "")
-    runtimes = settings.runtimes or {
-        engine: RuntimeHandler(name=engine, engine=engine) for engine in ("runc", "crun") if shutil.which(engine)
-    }
-    if not runtimes:
-        raise InvalidArgument("no runtime handler: neither runc nor crun is in PATH, and `runtimes` is empty")
-    default = settings.default_runtime or ("runc" if "runc" in runtimes else next(iter(runtimes)))
-    if default not in runtimes:
-        raise InvalidArgument(f"default_runtime {default!r} is not among the runtimes {sorted(runtimes)}")
-    values = {entry.name: getattr(settings, entry.name) for entry in fields(settings)}
-    return Settings(**{**values, "runtimes": runtimes, "default_runtime": default})
-
-
-def _build(kind: Any, body: object, where: str, **given: Any) -> Any:
-    """A dataclass from a TOML table."""
-    if not isinstance(body, Mapping):
-        raise InvalidArgument(f"{where.rstrip('. ')} must be a table, not {body!r}")
-    hints = typing.get_type_hints(kind)
-    unknown = sorted(set(body) - (set(hints) - set(given)))
-    if unknown:
-        raise InvalidArgument(f"{where}{unknown[0]} is not a setting; there are {', '.join(sorted(set(hints) - set(given)))}")
-    return kind(**given, **{key: _value(hints[key], value, f"{where}{key}") for key, value in body.items()})
-
-
-def _value(kind: Any, value: object, where: str) -> Any:
-    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
-    if is_dataclass(kind):
-        return _build(kind, value, f"{where}.")
-    if kind is Path and isinstance(value, str) and os.path.isabs(value):
-        return Path(value)
-    if origin is Literal and value in arguments:
-        return value
-    if origin is tuple and isinstance(value, list):
-        return tuple(_value(arguments[0], item, f"{where}[{number}]") for number, item in enumerate(value))
-    if origin is dict and isinstance(value, dict):
-        return {name: _build(arguments[1], table, f"{where}.{name}.", name=name) for name, table in value.items()}
-    if kind in (str, bool, int) and type(value) is kind:
-        return value
-    raise InvalidArgument(f"{where} is {value!r}, but must be {_expected(kind, origin, arguments)}")
-
-
-def _expected(kind: Any, origin: Any, arguments: tuple[Any, ...]) -> str:
-    if origin is Literal:
-        return "one of " + ", ".join(map(repr, arguments))
-    if kind is Path:
-        return "an absolute path"
-    if origin is tuple:
-        return "a list"
-    return {str: "a string", bool: "true or false", int: "a whole number"}.get(kind, "a table")
+    files = [file] if file != DEFAULT_FILE or file.exists() else []
+    files += sorted((file.parent / DROP_INS).glob("*.toml"))
+    values: dict[str, Any] = {}
+    for source in files:
+        toml.merge(values, toml.read(source, Settings))
+    handlers = discovered()
+    for name, given in values.pop("runtimes", {}).items():
+        handlers[name] = replace(handlers.get(name, RuntimeHandler(name)), **given)
+    settings: Settings = toml.build(Settings, {**values, "runtimes": handlers})
+    default = settings.default_runtime or next((name for name in ENGINES if name in handlers), "")
+    if default not in handlers and (handlers or settings.default_runtime):
+        raise InvalidArgument(f"{file}: default_runtime = {settings.default_runtime!r}: it is none of the handlers {sorted(handlers)}")
+    return replace(settings, default_runtime=default)
