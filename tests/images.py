@@ -28,8 +28,8 @@ class Node:
     type: bytes = tarfile.REGTYPE
     data: bytes = b""
     mode: int = 0o644
-    uid: int = 0
-    gid: int = 0
+    uid: int = field(default_factory=os.getuid)  # so that layers unpack without root, too
+    gid: int = field(default_factory=os.getgid)
     target: str = ""
     device: tuple[int, int] = (0, 0)
     mtime: float = 1_700_000_000

@@ -12,12 +12,14 @@ from pathlib import Path
 from agent.linux import files, libc
 
 _NAMESPACES = libc.CLONE_NEWNS | libc.CLONE_NEWNET | libc.CLONE_NEWIPC | libc.CLONE_NEWUTS
+_NOBODY = 65534
 
 
 def confine(root: Path, capabilities: Collection[int]) -> None:
     """From here on the process sees `root` as /, has no network, opens no device and keeps only `capabilities`.
 
-    Device nodes can be made there but not opened: the root is bound onto itself without devices, set-user-ID and execution.
+    It runs as nobody, so that it can signal or trace none of root's processes; the files it makes are root's all the same.
+    Device nodes can be made but not opened: the root is bound onto itself without devices, set-user-ID and execution.
     Raises OSError; the process must then end.
     """
     last_capability = int(files.read("/proc/sys/kernel/cap_last_cap"))
@@ -32,4 +34,11 @@ def confine(root: Path, capabilities: Collection[int]) -> None:
     for capability in range(last_capability + 1):
         if capability not in capabilities:
             libc.prctl(libc.PR_CAPBSET_DROP, capability)
+    libc.prctl(libc.PR_SET_KEEPCAPS, 1)
+    os.setgroups([])
+    os.setresgid(_NOBODY, _NOBODY, _NOBODY)
+    os.setresuid(_NOBODY, _NOBODY, _NOBODY)
+    libc.capset({*capabilities, libc.CAP_SETUID, libc.CAP_SETGID})
+    libc.setfsgid(0)
+    libc.setfsuid(0)
     libc.capset(capabilities)

@@ -8,6 +8,7 @@ the file name, never returns a code, and gives up the GIL while it is in the ker
 from __future__ import annotations
 
 import ctypes
+import errno
 import fcntl
 import os
 import struct
@@ -59,6 +60,7 @@ CLONE_NEWNET = 0x40000000
 SPLICE_F_NONBLOCK = 0x2
 
 # linux/prctl.h
+PR_SET_KEEPCAPS = 8
 PR_CAPBSET_DROP = 24
 PR_SET_NO_NEW_PRIVS = 38
 
@@ -67,6 +69,8 @@ CAP_CHOWN = 0
 CAP_DAC_OVERRIDE = 1
 CAP_FOWNER = 3
 CAP_FSETID = 4
+CAP_SETGID = 6
+CAP_SETUID = 7
 CAP_MKNOD = 27
 CAP_SETFCAP = 31
 
@@ -148,6 +152,20 @@ def capset(capabilities: Collection[int]) -> None:
     # _LINUX_CAPABILITY_VERSION_3, pid 0; then effective, permitted, inheritable: of the low half, and of the high one.
     if _libc.capset(struct.pack("=Ii", 0x20080522, 0), struct.pack("=6I", low, low, 0, high, high, 0)) != 0:
         raise _error("capset")
+
+
+def setfsuid(uid: int) -> None:
+    """setfsuid(2): the owner of files that this thread makes. The call itself can't fail, so it is asked again whether it worked."""
+    _libc.setfsuid(uid)
+    if _libc.setfsuid(-1) != uid:
+        raise PermissionError(errno.EPERM, "setfsuid")
+
+
+def setfsgid(gid: int) -> None:
+    """setfsgid(2): the group of files that this thread makes."""
+    _libc.setfsgid(gid)
+    if _libc.setfsgid(-1) != gid:
+        raise PermissionError(errno.EPERM, "setfsgid")
 
 
 def ns_get_userns(descriptor: int) -> int:

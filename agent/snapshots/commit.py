@@ -14,7 +14,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from agent.errdefs import Internal
 from agent.linux import libc
 from agent.snapshots.layers import Layer, write_record
 from agent.snapshots.lookup import OPAQUE_XATTR, open_directory
@@ -36,14 +35,22 @@ class Unpacked:
     @classmethod
     def from_answer(cls, key: str, diff_id: str, answer: Mapping[str, Any]) -> Unpacked:
         """Raises KeyError, TypeError or ValueError for what no honest worker says."""
-        opaque, implied = (tuple(path.encode("utf-8", "surrogateescape") for path in answer[name]) for name in ("opaque", "implied"))
+        opaque, implied = (tuple(map(_plain_path, answer[name])) for name in ("opaque", "implied"))
         return cls(key, diff_id, int(answer["size"]), int(answer["inodes"]), opaque, implied)
+
+
+def _plain_path(text: str) -> bytes:
+    """A path that means what it says. Raises ValueError for one with dots or doubled slashes in it."""
+    path = text.encode("utf-8", "surrogateescape")
+    if path and not {b"", b".", b".."}.isdisjoint(path.split(b"/")):
+        raise ValueError(f"the path {text!r}")
+    return path
 
 
 def complete(directory: Path, unpacked: Unpacked, layer: Layer, parents: Sequence[Path]) -> None:
     """Turn `directory` into the layer: marks, implied directories, record, and all of it on disk.
 
-    `parents` are the layers below, topmost first. Raises OSError, Internal.
+    `parents` are the layers below, topmost first. Raises OSError.
     """
     root = os.open(directory / "fs", _OPEN_DIRECTORY)
     try:
@@ -67,8 +74,6 @@ def _with_directory(root: int, path: bytes, act: Callable[[int], None]) -> None:
     fd = os.dup(root)
     try:
         for name in path.split(b"/") if path else ():
-            if name in (b"", b".", b".."):
-                raise Internal(f"the unpack worker reported the path {path!r}")
             child = os.open(name, _OPEN_DIRECTORY, dir_fd=fd)
             os.close(fd)
             fd = child
