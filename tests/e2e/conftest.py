@@ -7,16 +7,16 @@ there.
 from __future__ import annotations
 
 import os
-import shutil
 import sys
 from collections.abc import Generator, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from tests.e2e import toolbox
 from tests.e2e.client import BUSYBOX
-from tests.e2e.daemon import PAUSE, STATES, Daemon
+from tests.e2e.daemon import PAUSE, Daemon
 from tests.e2e.node import CGROUP_PARENT, NodeSnapshot
 from tests.e2e.toolbox import Pair
 from tests.images import busybox_image
@@ -51,14 +51,19 @@ def pair(request: pytest.FixtureRequest) -> Pair:
     return chosen
 
 
-@pytest.fixture
-def node_is_clean(tmp_path: Path) -> Iterator[None]:
-    """Fails the test that leaves anything on the node: processes, mounts, namespaces, cgroups, sockets, FIFOs, leases, bundles, state."""
-    before = NodeSnapshot.take(tmp_path / "root")
+@contextmanager
+def clean_afterwards(*trees: Path) -> Iterator[None]:
+    """Fails if anything is on the node then that isn't now: processes, mounts, namespaces, cgroups, sockets, FIFOs, leases, state."""
+    before = NodeSnapshot.take(*trees)
     yield
     left = before.left()
-    shutil.rmtree(STATES, ignore_errors=True)
-    assert not left, "left on the node:\n  " + "\n  ".join(left)
+    assert not left, f"{len(left)} left on the node:\n  " + "\n  ".join(left[:50])
+
+
+@pytest.fixture
+def node_is_clean() -> Iterator[None]:
+    with clean_afterwards():
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -75,15 +80,16 @@ def pause(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def daemon(request: pytest.FixtureRequest, tmp_path: Path, pair: Pair, busybox: Path, node_is_clean: None) -> Iterator[Daemon]:
+def daemon(request: pytest.FixtureRequest, tmp_path: Path, pair: Pair, busybox: Path) -> Iterator[Daemon]:
     """A daemon that serves, with the busybox image; afterwards all its pods are removed, it is stopped, and the node has to be clean."""
     daemon = Daemon(tmp_path, pair)
     request.node.stash[DAEMON] = daemon
     daemon.start()
     daemon.orlop("image", "import", busybox)
-    yield daemon
-    daemon.client.remove_all()
-    daemon.stop()
+    with clean_afterwards(daemon.root):
+        yield daemon
+        daemon.client.remove_all()
+        daemon.stop()
     daemon.client.close()
 
 

@@ -12,6 +12,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -44,7 +45,8 @@ class Daemon:
     ) -> None:
         """`settings` are further TOML lines at the top, the others those of their sections; the only handler is named like the engine."""
         self.name = name
-        self.state = STATES / name
+        STATES.mkdir(exist_ok=True)
+        self.state = Path(tempfile.mkdtemp(prefix=f"{name}-", dir=STATES))
         self.root = tmp_path / "root" / name
         self.socket = self.state / "orlop.sock"
         self.log = tmp_path / f"{name}.log"
@@ -55,7 +57,6 @@ class Daemon:
         self._process: subprocess.Popen[bytes] | None = None
         self.cni.mkdir()
         (self.cni / "10-e2e.conflist").write_text(json.dumps(bridge_network(name)))
-        handler = str(pair).replace(".", "-")  # a DNS label, as a RuntimeClass wants it
         self.config.write_text(
             f"""\
 socket = "{self.socket}"

@@ -25,7 +25,11 @@ FURNITURE = {
     r"/run/xtables\.lock": "made by the first iptables",
     r"/run/mount(/utab.*)?": "notes of mount(8)",
     r"/run/netns|/run/containerd(/s)?": "where namespaces are pinned and shims listen; empty",
+    r"/var/lib/cni/results": "of CNI attachments, as libcni keeps them; empty",
     r"/var/lib/cni/networks(/[^/]+(/lock|/last_reserved_ip\.\d+)?)?": "host-local's own files; a lease is named like its address",
+    r"/run/orlop-e2e/[\w-]+/(io|namespaces|sandboxes|runc(/k8s\.io)?)": "the daemon's directories, made when first needed; empty",
+    r"/.+/io\.containerd\.runtime\.v2\.task(/k8s\.io)?": "where bundles and work directories are made; empty",
+    rf"{CGROUPS}/\w+{CGROUP_PARENT}/session/orlop-daemon-\w+-\d+": "the daemon's own cgroup; it can't remove it, the next daemon does",
 }
 """Paths that may appear and stay, as regular expressions of the whole path -> what they are."""
 
@@ -103,17 +107,16 @@ def mounts() -> Iterator[str]:
 
 
 def cgroups() -> Iterator[str]:
-    """The directories below this run's cgroup, in every hierarchy."""
+    """The directories below this run's cgroup, in every hierarchy, FURNITURE aside."""
     for hierarchy in (CGROUPS, *CGROUPS.iterdir()):
         top = f"{hierarchy}{CGROUP_PARENT}"
         for folder, _, _ in os.walk(top):
-            if folder != top:
+            if folder != top and not is_furniture(folder):
                 yield f"cgroup {folder}"
 
 
 def files(tree: Path) -> Iterator[str]:
     """All files below `tree`, FURNITURE aside; what is mounted there is told by mounts()."""
-    furniture = re.compile("|".join(FURNITURE))
     for folder, folders, names in os.walk(tree):
         for name in [*folders, *names]:
             path = Path(folder, name)
@@ -124,8 +127,12 @@ def files(tree: Path) -> Iterator[str]:
             if found.st_dev != tree.lstat().st_dev:
                 if name in folders:
                     folders.remove(name)
-            elif not furniture.fullmatch(str(path)):
+            elif not is_furniture(str(path)):
                 yield f"{kind(found.st_mode)} {path}"
+
+
+def is_furniture(path: str) -> bool:
+    return any(re.fullmatch(pattern, path) for pattern in FURNITURE)
 
 
 def kind(mode: int) -> str:
