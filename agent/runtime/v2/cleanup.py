@@ -160,12 +160,33 @@ async def _take_down(node: Node, task: Task) -> None:
         except Closed:
             if task.shim.alive() and await _is_reached_again(task.shim):
                 raise
+        except OrlopError as error:
+            await _without_delete(node, task, error)
     if task.stage is not Stage.DELETED:
         await _free_orphan(node, task)
     elif task.shim.pinned:
         await _free(node, task)
     else:
         await _free_and_shut_down(node, task)
+
+
+async def _without_delete(node: Node, task: Task, error: OrlopError) -> None:
+    """Delete failed. Where the engine has let go of the container all the same, that must not hold up the pod.
+
+    A busy rootfs makes Delete fail when all else is gone; and with crun it then goes on failing, as the engine's state is.
+    """
+    left = await _verify(node, task, await _identify(node, task))
+    if left.to_reap or isinstance(error, DeadlineExceeded):
+        raise error
+    if left.mounts:
+        task.ended = True
+        holders = "; ".join(map(str, await node.mounts.holders(task.bundle.rootfs))) or "nobody that is to be seen"
+        raise PartlyReleased(
+            f"container {task.id} has no process any more, but its rootfs is busy, held by {holders}. It stays, and is tried again",
+            {Kind.SNAPSHOT},
+        ) from error
+    _log.warning("nothing is left of a container that its shim can't delete", container=task.id, error=str(error))
+    task.move(Stage.DELETED)
 
 
 async def _free_and_shut_down(node: Node, task: Task) -> None:
@@ -232,7 +253,7 @@ async def shutdown_shim(node: Node, shim: Shim) -> None:
     """End a shim and take down what is its own, its bundle if it is pinned: the release function of `Kind.SHIM`. Idempotent.
 
     Raises:
-        FailedPrecondition: it still has tasks; they go first.
+        FailedPrecondition: it still has tasks with processes; they go first.
         OrlopError, OSError: it is not down.
     """
     await node.supervisor.detached(_shutdown_shim(node, shim), name=f"shutdown of shim {shim.id}")
@@ -243,6 +264,8 @@ async def _shutdown_shim(node: Node, shim: Shim) -> None:
         await _gate(node, shim)
     except DeadlineExceeded:
         await _after_dead_shim(node, shim, "its shim was killed, because a create did not end while the sandbox was being stopped")
+    if shim.tasks and all(task.ended for task in shim.tasks.values()):
+        await _after_dead_shim(node, shim, "")  # which can't delete them, so that it would not exit by itself
     async with node.locks.hold(_shim_key(shim)):
         if shim.tasks:
             raise FailedPrecondition(f"{shim} still has tasks, which go first: {', '.join(shim.tasks)}")
@@ -418,7 +441,8 @@ async def _work_dir(node: Node, task: Task) -> None:
 
 @step("socket")
 async def _socket(node: Node, shim: Shim) -> None:
-    await node.sockets.remove_stale(shim.record.address or node.config.socket_address(shim.id))
+    for address in dict.fromkeys((shim.record.address, *node.config.socket_addresses(shim.id))):
+        await node.sockets.remove_stale(address)
 
 
 @step("shim_cgroup")

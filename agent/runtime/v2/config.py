@@ -57,7 +57,12 @@ class RuntimeConfig:
         """The cgroup of one shim."""
         return f"{self.shim_cgroup.rstrip('/')}/{shim_id}"
 
-    def socket_address(self, group: str) -> str:
-        """The address that a runc shim for `group` listens at: known even if its `start` never got to print it."""
-        name = posixpath.join(self.address, self.namespace, group)
-        return f"unix://{SOCKET_DIR}/{hashlib.sha256(posixpath.normpath(name).encode()).hexdigest()}"
+    def socket_addresses(self, group: str) -> tuple[str, str]:
+        """Where a runc shim for `group` listens, also if its `start` never got to print it: its service, and with `-debug`, from
+        2.0 on, its profiler."""
+        service = posixpath.normpath(posixpath.join(self.address, self.namespace, group))
+        return _socket(service), _socket(f"{service}/debug")
+
+
+def _socket(name: str) -> str:
+    return f"unix://{SOCKET_DIR}/{hashlib.sha256(name.encode()).hexdigest()}"

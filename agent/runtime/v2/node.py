@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Protocol
 
-from agent.linux.mounts import MountInfo
+from agent.linux.mounts import Holder, MountInfo
 from agent.linux.processes import Command, Completed, Identity, ProcessInfo
 from agent.store.ledger import Kind, Resource
 
@@ -35,6 +35,7 @@ class Processes(Protocol):
 class Mounts(Protocol):
     async def at_or_below(self, path: Path) -> list[MountInfo]: ...
     async def unmount_all(self, path: Path) -> None: ...
+    async def holders(self, path: Path) -> list[Holder]: ...
 
 
 class Cgroups(Protocol):

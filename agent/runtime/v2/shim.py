@@ -239,8 +239,8 @@ class Shim:
         """For people; as far as we can know, since it is not our child."""
         if self.alive():
             return f"its shim, process {self.record.pid}, closed the connection and could not be reached for {timeouts.SHIM_SILENT:g} s"
-        last_words = self._log.tail().splitlines()[-1:] if self._log else []
-        return f"its shim, process {self.record.pid}, ended unexpectedly" + "".join(f": {line}" for line in last_words)
+        last_words = self._log.last_error() if self._log is not None else ""
+        return f"its shim, process {self.record.pid}, ended unexpectedly" + (f": {last_words}" if last_words else "")
 
     async def _until_lost(self) -> None:
         connection, process = self._connection, self.process

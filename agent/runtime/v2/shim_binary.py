@@ -60,9 +60,8 @@ async def resolve(handler: RuntimeHandler) -> Path:
 
 async def still_there(binary: str, handler: RuntimeHandler) -> str:
     """The binary that a shim was started from, or, if an upgrade took it away, the handler's present one. Raises as `resolve`."""
-    if binary and await in_thread(_is_executable, binary):
-        return binary
-    return str(await resolve(handler))
+    usable = await in_thread(_is_executable, binary)
+    return binary if usable else str(await resolve(handler))
 
 
 def _is_executable(path: str) -> bool:

@@ -36,7 +36,7 @@ async def run(config: RuntimeConfig, processes: Processes, binary: str, bundle: 
     except FileNotFoundError as error:
         missing = "its bundle is gone" if not bundle.path.is_dir() else f"{binary} is gone"
         raise FailedPrecondition(f"`shim delete` of {bundle.id} can't be run: {missing}") from error
-    said = completed.stderr.decode(errors="replace").strip()[:2000]
+    said = _warnings(completed.stderr)
     if completed.returncode != 0:
         raise Unknown(f"`shim delete` of {bundle.id} ended with {completed.returncode}: {said or 'it said nothing'}")
     try:
@@ -44,3 +44,9 @@ async def run(config: RuntimeConfig, processes: Processes, binary: str, bundle: 
     except DecodeError as error:
         raise Unknown(f"`shim delete` of {bundle.id} printed something that is no answer: {completed.stdout[:120]!r}") from error
     return said
+
+
+def _warnings(stderr: bytes) -> str:
+    """What is worth an operator's time; a shim also says that it starts."""
+    lines = stderr.decode(errors="replace").splitlines()
+    return "; ".join(line for line in lines if line.strip() and "level=info" not in line and "level=debug" not in line)[:2000]

@@ -31,6 +31,7 @@ class ShimLog:
         self._descriptor = descriptor
         self._tail = bytearray()
         self._line = bytearray()
+        self._last_error = ""
         self._loop = asyncio.get_running_loop()
         self._loop.add_reader(descriptor, self._read)
 
@@ -43,6 +44,11 @@ class ShimLog:
         """What was read last."""
         self._read()
         return self._tail.decode(errors="replace").strip()
+
+    def last_error(self) -> str:
+        """The last line that told of an error or a panic."""
+        self._read()
+        return self._last_error
 
     def close(self) -> None:
         """Stop reading. Idempotent."""
@@ -69,6 +75,7 @@ class ShimLog:
 
     def _tell(self, line: str) -> None:
         if "level=error" in line or "level=fatal" in line or line.startswith("panic:"):
+            self._last_error = line
             _log.warning("the shim logged an error", shim=self._shim_id, line=line)
         elif line:
             _log.debug("shim log", shim=self._shim_id, line=line)

@@ -105,8 +105,10 @@ class Task:
         self.stage = Stage.NEW
         self.settled = asyncio.Event()
         """Set when its create has ended, one way or the other."""
+        self.ended = False
+        """Its shim could not delete it, but no process of it is left: the shim may go."""
         self.failure: Exception | None = None
-        """Why the last attempt to free it failed."""
+        """Why the cleanup of its dead shim could not free it."""
         self.execs: dict[str, ExecProcess] = {}
         self._exchange = exchange
         self._exit: asyncio.Future[Exit] = asyncio.get_running_loop().create_future()
