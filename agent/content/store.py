@@ -83,8 +83,11 @@ class ContentStore:
                 raise ResourceExhausted(f"blob {digest or key} was not stored: the disk of {self._ingests} is full") from error
             raise
         finally:
-            if (found := await self._supervisor.detached(in_thread(partial.close), name=f"end of ingest {key}")) is not None:
-                self._sizes[found] = partial.written
+            await self._supervisor.detached(self._end(partial), name=f"end of ingest {key}")
+
+    async def _end(self, partial: _Partial) -> None:
+        if (found := await in_thread(partial.close)) is not None:
+            self._sizes[found] = partial.written
 
     async def _write(self, source: AsyncIterator[bytes], partial: _Partial, digest: str, size: int | None) -> str:
         await failpoints.hit("content.ingest.create")

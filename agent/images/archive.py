@@ -35,7 +35,8 @@ _MAX_NESTING = 4
 _INDEX = "index.json"
 _LAYOUT = "oci-layout"
 _DOCKER_MANIFEST = "manifest.json"
-_NAME_ANNOTATIONS = ("io.containerd.image.name", "org.opencontainers.image.ref.name")
+_CONTAINERD_NAME = "io.containerd.image.name"
+_REF_NAME = "org.opencontainers.image.ref.name"
 _BARE_TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 _HEX = re.compile(r"[a-f0-9]{64}")
 
@@ -163,12 +164,11 @@ async def _docker_images(files: ArchiveFiles) -> list[ArchivedImage]:
 
 
 def _references(descriptor: Descriptor) -> tuple[Reference, ...]:
-    """The name of a layout's entry. A bare tag ("latest") names nothing: which repository it is of, nobody wrote down."""
-    for annotation in _NAME_ANNOTATIONS:
-        name = descriptor.annotations.get(annotation, "")
-        if name and not _BARE_TAG.fullmatch(name):
-            return (parse_reference(name),)
-    return ()
+    """The name of a layout's entry. A bare word as ref.name is a tag: which repository it is of, nobody wrote down."""
+    name = descriptor.annotations.get(_CONTAINERD_NAME, "")
+    if not name and _BARE_TAG.fullmatch(name := descriptor.annotations.get(_REF_NAME, "")):
+        name = ""
+    return (parse_reference(name),) if name else ()
 
 
 def _blob_name(digest: str) -> str:

@@ -95,7 +95,7 @@ class ImportJob:
                 digest = await self._content.ingest(stream, step.ingest_key, step.source.digest, step.source.size)
             unpacked = await self._snapshots.unpack(step.unpack_key, self._content.path(digest), step.source.diff_id)
             if parent is not None:
-                await parent
+                await asyncio.shield(parent)  # its own end is the group's business: a cancelled child must not cancel it once more
             await self._snapshots.commit(unpacked, step.parent)
 
 
