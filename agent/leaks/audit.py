@@ -1,0 +1,110 @@
+"""An audit: the ledger compared with the node.
+
+Ledger and node can't be read at one moment, and both change all the time. But a ledger entry begins before its resource and
+ends after it. So each is read in turn, twice: ledger, node, ledger, node. What was on the node both times was there at the
+second reading of the ledger too, and an entry that both readings of the ledger have was there when the node was read first:
+what both comparisons find is so. The second one is made only if the first one finds something.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Sequence
+
+from agent import metrics
+from agent.aio import in_thread
+from agent.errdefs import OrlopError
+from agent.leaks import cgroups, directories, held, inits, leases, mounts, pins, shims, sockets, strays
+from agent.leaks.finding import Finding, State, Thing
+from agent.leaks.look import Detector, Look, ReadLeases
+from agent.leaks.node import Node
+from agent.leaks.owned import Owned
+from agent.leaks.places import Places
+from agent.store.ledger import Resource
+
+ReadLedger = Callable[[], Awaitable[Sequence[Resource]]]
+"""Every entry: from a running daemon's memory, its admin API, or the files of one that is down. Raises OrlopError."""
+
+SETTLE = 1.0
+"""Seconds between the two looks: a cleanup that is just under way gets that long to write down what it did."""
+
+DETECTORS: tuple[tuple[Thing, Detector], ...] = (
+    (Thing.SHIM, shims.find),
+    (Thing.RUNC_INIT, inits.find),
+    (Thing.PROCESS, strays.find),
+    (Thing.MOUNT, mounts.find),
+    (Thing.NETNS, pins.find_network),
+    (Thing.IPCNS, pins.find),
+    (Thing.CNI, leases.find),
+    (Thing.CGROUP, cgroups.find),
+    *((place.kind, place) for place in directories.PLACES),
+    (Thing.SOCKET, sockets.find),
+    (Thing.TASK, held.find_missing),
+    (Thing.TASK, held.find_pending),
+)
+"""Each with what it looks for, for the case that it can't look."""
+
+
+async def audit(
+    ledger: ReadLedger,
+    places: Places,
+    read_leases: ReadLeases,
+    *,
+    served: bool,
+    settle: float = SETTLE,
+    sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
+    clock: Callable[[], float] = time.time,
+) -> list[Finding]:
+    """Find what is not as the ledger says; set `metrics.leaks` and `metrics.missing`. Only reads, in a thread.
+
+    `served` tells whether the ledger is that of a running daemon, so that its process isn't taken for another agent.
+
+    Raises:
+        OSError: /proc or the cgroup file system can't be read.
+        OrlopError: from `ledger`.
+    """
+
+    async def look() -> list[Finding]:
+        resources = await ledger()
+        return await in_thread(_compare, resources, places, read_leases, served, clock)
+
+    found = await look()
+    if any(finding.state is not State.PENDING for finding in found):
+        await sleep(settle)
+        seen = {finding.key for finding in found}
+        found = [finding for finding in await look() if finding.key in seen or finding.state is State.PENDING]
+    _count(found)
+    return found
+
+
+def _compare(
+    resources: Sequence[Resource], places: Places, read_leases: ReadLeases, served: bool, clock: Callable[[], float]
+) -> list[Finding]:
+    look = Look(Node.take(places, served=served, now=clock()), Owned(resources), read_leases)
+    findings: list[Finding] = []
+    for thing, detector in DETECTORS:
+        try:
+            for finding in detector(look):
+                findings.append(finding)  # noqa: PERF402  # those before the error count
+        except (OSError, OrlopError) as error:
+            findings.append(_blind(thing, places, error))
+    return findings
+
+
+def _blind(thing: Thing, places: Places, error: OSError | OrlopError) -> Finding:
+    path = error.filename if isinstance(error, OSError) else None
+    return Finding(
+        kind=thing,
+        what=str(path or places.state_dir),
+        owner="unknown",
+        state=State.UNKNOWN,
+        why=f"it can't be looked at, so leaks of this kind may be there: {error}",
+        releases="An audit as root, or the repair of what that error names",
+    )
+
+
+def _count(findings: Sequence[Finding]) -> None:
+    for gauge, state in ((metrics.leaks, State.LEAKED), (metrics.missing, State.MISSING)):
+        for thing in Thing:
+            gauge.labels(thing.value).set(sum(finding.kind is thing and finding.state is state for finding in findings))

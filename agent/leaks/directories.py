@@ -1,0 +1,120 @@
+"""Directories and files of the agent that no ledger entry owns: each is named by the key of the entry that it should have."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Set
+from dataclasses import dataclass
+from pathlib import Path
+
+from agent.leaks.finding import Finding, State, Thing
+from agent.leaks.look import Look
+from agent.leaks.pins import entries
+from agent.leaks.places import Places
+from agent.store.ledger import Kind
+
+Names = Callable[[Look], Set[str]]
+
+
+@dataclass(frozen=True)
+class Place:
+    """One directory of the agent's, in which each name is a resource. Called, it is a detector."""
+
+    kind: Thing
+    directory: Callable[[Places], Path]
+    owned: Names
+    why: str
+    releases: str
+    skips_hidden: bool = False
+
+    def __call__(self, look: Look) -> Iterator[Finding]:
+        unowned = [path for path in entries(self.directory(look.places)) if not (self.skips_hidden and path.name.startswith("."))]
+        if not unowned:
+            return
+        owned = self.owned(look)
+        for path in unowned:
+            # What begins with a dot is on its way out, and owned until it is gone.
+            if path.name not in owned and path.name.lstrip(".") not in owned:
+                yield Finding(self.kind, str(path), "orlop", State.LEAKED, self.why, self.releases, _modified(path))
+
+
+def _keys(*kinds: Kind) -> Names:
+    return lambda look: look.owned.keys(*kinds)
+
+
+def _sandboxes(look: Look) -> Set[str]:
+    return {Path(key).name for key in look.owned.keys(Kind.SANDBOX_DIR)}
+
+
+def _streams(look: Look) -> Set[str]:
+    """Of containers, by the ledger. Those of an exec end with the call, and have no entry: a daemon that lives has them open."""
+    directory = look.places.fifos
+    links = {Path(link).parent for daemon in look.node.daemons for link in look.node.links(daemon)}
+    return look.owned.keys(Kind.FIFO) | {path.name for path in links if path.parent == directory}
+
+
+def _modified(path: Path) -> float | None:
+    try:
+        return path.lstat().st_mtime
+    except FileNotFoundError:
+        return None
+
+
+PLACES = (
+    Place(
+        Thing.BUNDLE,
+        lambda places: places.bundles,
+        _keys(Kind.SHIM, Kind.TASK),
+        "the bundle of a shim or container that the ledger doesn't have; it pins the rootfs that is mounted in it",
+        "`shim delete` in it, a look whether engine state, init, cgroup and mounts are gone, then its removal",
+    ),
+    Place(
+        Thing.WORK_DIR,
+        lambda places: places.work_dirs,
+        _keys(Kind.SHIM, Kind.TASK),
+        "the work directory of a shim or container that the ledger doesn't have",
+        "its removal; a start of the daemon does that if there is no bundle of this name",
+    ),
+    Place(
+        Thing.ENGINE_STATE,
+        lambda places: places.engine_state,
+        _keys(Kind.TASK),
+        "the OCI engine's state of a container that the ledger doesn't have; its init may live, and its id can't be used again",
+        "`ENGINE delete --force`, then the removal of the directory",
+        skips_hidden=True,  # crun keeps a cache there
+    ),
+    Place(
+        Thing.SNAPSHOT,
+        lambda places: places.snapshots,
+        _keys(Kind.SNAPSHOT),
+        "the writable layer of a container that the ledger doesn't have; it pins disk space and the layers below it",
+        "its removal once nothing is mounted from it; a start of the daemon does that",
+    ),
+    Place(
+        Thing.LAYER_UNPACK,
+        lambda places: places.unpacks,
+        _keys(Kind.LAYER_UNPACK),
+        "a layer that was not unpacked to its end, and that no ledger entry owns; it pins disk space",
+        "its removal; a start of the daemon does that",
+    ),
+    Place(
+        Thing.INGEST,
+        lambda places: places.ingests,
+        _keys(Kind.INGEST),
+        "a blob that is not complete, and that no ledger entry owns; it pins disk space",
+        "its removal; a start of the daemon does that",
+    ),
+    Place(
+        Thing.SANDBOX_DIR,
+        lambda places: places.sandboxes,
+        _sandboxes,
+        "the state files of a pod that the ledger doesn't have",
+        "its removal once nothing is mounted in it",
+    ),
+    Place(
+        Thing.FIFO,
+        lambda places: places.fifos,
+        _streams,
+        "the stdio FIFOs of a container that the ledger doesn't have, or of an exec that nobody waits for",
+        "the removal of the FIFOs and their directory",
+    ),
+)

@@ -1,0 +1,75 @@
+"""What an audit finds, as values for a table, a log and a metric."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any, Literal
+
+Owner = Literal["orlop", "unknown"]
+
+
+class State(StrEnum):
+    LEAKED = "leaked"
+    """It is on the node, and no ledger entry owns it."""
+    MISSING = "missing"
+    """A ledger entry owns it, and it is gone from the node."""
+    PENDING = "pending"
+    """A ledger entry owns it; its release failed and is tried again."""
+    UNKNOWN = "unknown"
+    """It could not be looked at, or whose it is can't be told. Never taken for a leak."""
+
+
+class Thing(StrEnum):
+    """What is found: the kinds of the ledger by their own names, and the parts that some of them consist of."""
+
+    SHIM = "shim"
+    RUNC_INIT = "runc_init"
+    PROCESS = "process"
+    TASK = "task"
+    BUNDLE = "bundle"
+    WORK_DIR = "work_dir"
+    ENGINE_STATE = "engine_state"
+    SOCKET = "socket"
+    MOUNT = "mount"
+    CGROUP = "cgroup"
+    NETNS = "netns"
+    IPCNS = "ipcns"
+    UTSNS = "utsns"
+    SHM = "shm"
+    CNI = "cni"
+    LOG = "log"
+    FIFO = "fifo"
+    SANDBOX_DIR = "sandbox_dir"
+    SNAPSHOT = "snapshot"
+    INGEST = "ingest"
+    LAYER_UNPACK = "layer_unpack"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One resource that is not as the ledger says."""
+
+    kind: Thing
+    what: str
+    """The path, process, cgroup or address."""
+    owner: Owner
+    """"unknown" where something of somebody else's looks the same."""
+    state: State
+    why: str
+    """A sentence: what it is, how that was told, and what it pins."""
+    releases: str
+    """A sentence: what would release it."""
+    since: float | None = None
+    """Unix seconds of its making, or of the first failed release; None: the node doesn't say."""
+    identity: str = ""
+    """Tells it from a later one of the same name (a process' start time); not for people."""
+
+    @property
+    def key(self) -> tuple[Thing, str, str, State]:
+        """Equal in two looks at the node if both found the same."""
+        return self.kind, self.what, self.identity, self.state
+
+    def to_json(self) -> dict[str, Any]:
+        fields = ("kind", "what", "owner", "state", "since", "why", "releases")
+        return {name: getattr(self, name) for name in fields}

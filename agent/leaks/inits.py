@@ -1,0 +1,98 @@
+"""`runc init` that stays: a container's first process that waits for a start that never comes (runtime-v2 section 6.4).
+
+runc's is `runc:[2:INIT]` by name (`[0:PARENT]` and `[1:CHILD]` before that); crun's is still called `crun`. Waiting, either
+has `exec.fifo` open, whose path names the engine's root and the container. Other runtimes' look the same: ours is one with
+that file below our engine root, or in a cgroup of ours. One in a container that the ledger has may just be being created.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from agent.leaks.cgroups import container_in
+from agent.leaks.finding import Finding, Owner, State, Thing
+from agent.leaks.look import Look
+from agent.linux.procfs import ProcessInfo
+from agent.store.ledger import Kind, Resource
+from agent.store.ledger import State as EntryState
+
+CREATE_BUDGET = 120.0
+"""Seconds; no Create and Start take so long: the engine gives up on missing streams after 30."""
+FIFO = "exec.fifo"
+_RELEASES = (
+    "`shim delete` in its bundle if that is still there, else `ENGINE delete --force`, else SIGKILL by pidfd once name, start time and "
+    "cgroup were read again; then the removal of its cgroup and of the engine's directory"
+)
+
+
+def waits(process: ProcessInfo) -> bool:
+    """Whether it can be such a process, whoever's."""
+    return process.comm.startswith("runc:[") or process.comm == "crun"
+
+
+def find(look: Look) -> Iterator[Finding]:
+    for process in look.node.processes.values():
+        if not waits(process):
+            continue
+        try:
+            container = _container(look, process)
+        except OSError as error:
+            yield _finding(look, process, "unknown", State.UNKNOWN, f"its descriptors can't be read, so whose it is can't be told: {error}")
+            continue
+        if container:
+            yield from _judge(look, process, container)
+
+
+def _container(look: Look, process: ProcessInfo) -> str:
+    """The container of ours that it is to become; empty: it is somebody else's. Raises OSError."""
+    for cgroup in process.cgroups.values():
+        if container := look.owned.container_cgroups.get(cgroup):
+            return container
+    for path in map(Path, look.node.links(process.pid)):
+        if path.name == FIFO and path.parent.parent == look.places.engine_state:
+            return path.parent.name
+    # It may not have got that far. Then it is ours in a pod of ours; crun may be at any other work there.
+    if process.comm != "crun":
+        for cgroup in process.cgroups.values():
+            parent, _, name = cgroup.rpartition("/")
+            if parent in look.owned.cgroup_parents:
+                return container_in(name)
+    return ""
+
+
+def _judge(look: Look, process: ProcessInfo, container: str) -> Iterator[Finding]:
+    task = look.owned.get(Kind.TASK, container)
+    if task is None:
+        why = f"an init of container {container}, which the ledger doesn't have: nobody is going to start it"
+        yield _finding(look, process, "orlop", State.LEAKED, why)
+        return
+    age = look.node.taken - look.node.started(process)
+    if age < CREATE_BUDGET:
+        return
+    alive = _shim_alive(look, task)
+    waits_for = f"an init of container {container}, which is {task.state} in the ledger and has waited {age:.0f} s for its start"
+    if alive is False:
+        yield _finding(look, process, "orlop", State.LEAKED, f"{waits_for}; the shim that would start it is dead")
+    elif task.state in (EntryState.INTENDED, EntryState.HELD):
+        yield _finding(look, process, "orlop", State.UNKNOWN, f"{waits_for}, longer than a Create takes; its shim may still start it")
+
+
+def _shim_alive(look: Look, task: Resource) -> bool | None:
+    """Tri-state, as `Node.alive`; None also if it isn't known which process that is."""
+    recorded = look.owned.shim_process(task.data.get("shim", task.sandbox))
+    return None if recorded is None else look.node.alive(*recorded)
+
+
+def _finding(look: Look, process: ProcessInfo, owner: Owner, state: State, why: str) -> Finding:
+    cgroup = max(process.cgroups.values(), key=len, default="")
+    return Finding(
+        kind=Thing.RUNC_INIT,
+        what=f"process {process.pid} ({process.comm})",
+        owner=owner,
+        state=state,
+        why=f"{why}; it pins the cgroup {cgroup} and the rootfs in its mount namespace",
+        releases=_RELEASES,
+        since=look.node.started(process),
+        identity=str(process.start_time),
+    )

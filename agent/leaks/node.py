@@ -1,0 +1,155 @@
+"""The node at one moment: what several detectors look at is read once, and shared. Blocks; `audit` takes it in a thread."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Literal
+
+from agent.leaks import commands
+from agent.leaks.places import Places
+from agent.linux import cgroupfs, files, procfs
+from agent.linux.mountinfo import MountInfo, parse_mountinfo
+from agent.linux.procfs import ProcessInfo
+
+
+@dataclass(frozen=True)
+class Node:
+    """One look. `taken` and `booted` are Unix seconds."""
+
+    places: Places
+    taken: float
+    booted: float
+    processes: Mapping[int, ProcessInfo]
+    unreadable: Mapping[int, str]
+    """Processes of which nothing can be told, and why."""
+    mounts: Sequence[MountInfo]
+    hierarchies: Mapping[str, Path]
+    daemons: Sequence[int]
+    """Every `orlop serve`, ours or not."""
+    others: Sequence[str]
+    """Signs of another runtime on the node: what it makes can look like ours."""
+
+    @classmethod
+    def take(cls, places: Places, *, served: bool, now: float) -> Node:
+        """Look. `served`: one of the daemons that are seen is ours.
+
+        Raises:
+            OSError: /proc or the cgroup file system can't be read at all.
+        """
+        processes, unreadable = _processes(places.proc)
+        daemons = [pid for pid, process in processes.items() if commands.is_daemon(process.cmdline)]
+        return cls(
+            places=places,
+            taken=now,
+            booted=_boot_time(places.proc),
+            processes=processes,
+            unreadable=unreadable,
+            mounts=parse_mountinfo(files.read(f"{places.proc}/self/mountinfo")),
+            hierarchies=cgroupfs.hierarchies(places.cgroup_root),
+            daemons=daemons,
+            others=_others(places, processes, len(daemons) > int(served)),
+        )
+
+    def alive(self, pid: int, start_time: int) -> bool | None:
+        """Whether the process that was once identified so runs; None: can't be told."""
+        if pid in self.unreadable:
+            return None
+        process = self.processes.get(pid)
+        return process is not None and process.start_time == start_time and process.state not in "ZX"
+
+    def started(self, process: ProcessInfo) -> float:
+        """When it started, in Unix seconds."""
+        return self.booted + process.start_time / os.sysconf("SC_CLK_TCK")
+
+    def in_cgroup(self, path: str) -> list[ProcessInfo]:
+        """The processes in a cgroup and below it, in any hierarchy."""
+        return [process for process in self.processes.values() if any(_is_below(cgroup, path) for cgroup in process.cgroups.values())]
+
+    def cgroups_in(self, path: str) -> dict[str, Path]:
+        """The cgroups right below a path: name to one of their directories. Raises OSError."""
+        found: dict[str, Path] = {}
+        for mount in self.hierarchies.values():
+            try:
+                with os.scandir(mount / cgroupfs.relative(path)) as entries:
+                    found.update({entry.name: Path(entry.path) for entry in entries if entry.is_dir(follow_symlinks=False)})
+            except (FileNotFoundError, NotADirectoryError):
+                continue  # on v1 a path can be in some hierarchies only
+        return found
+
+    def has_cgroup(self, path: str) -> bool:
+        """Whether any hierarchy has it."""
+        return any((mount / cgroupfs.relative(path)).is_dir() for mount in self.hierarchies.values())
+
+    def links(self, pid: int) -> list[str]:
+        """Where the descriptors of a process lead; nowhere if it is gone. Raises OSError: not to be seen."""
+        return list(_links(f"{self.places.proc}/{pid}/fd"))
+
+    def namespace(self, pid: int | Literal["self"], kind: str) -> str:
+        """The namespace of a process, as the kernel names it ("net:[4026531840]"); empty: it is gone. Raises OSError."""
+        try:
+            return os.readlink(f"{self.places.proc}/{pid}/ns/{kind}")
+        except (FileNotFoundError, ProcessLookupError):
+            return ""
+
+    @cached_property
+    def nsfs(self) -> int:
+        """The device of all namespace files. Raises OSError."""
+        return os.stat(f"{self.places.proc}/self/ns/net").st_dev
+
+
+def named(processes: Sequence[ProcessInfo], limit: int = 5) -> str:
+    """Processes for a sentence."""
+    names = [f"process {process.pid} ({procfs.printable(process.comm)})" for process in processes[:limit]]
+    return ", ".join(names) + (f" and {len(processes) - limit} more" if len(processes) > limit else "")
+
+
+def _processes(proc: Path) -> tuple[dict[int, ProcessInfo], dict[int, str]]:
+    """As `procfs.scan`, but one row that can't be read doesn't hide the others."""
+    found, unreadable = {}, {}
+    for pid in procfs.pids(proc):
+        try:
+            stat = procfs.parse_stat(files.read(f"{proc}/{pid}/stat"))
+            arguments = procfs.split_arguments(files.read(f"{proc}/{pid}/cmdline"))
+            cgroups = cgroupfs.parse_membership(files.read(f"{proc}/{pid}/cgroup"))
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        except (OSError, ValueError) as error:
+            unreadable[pid] = str(error)
+        else:
+            found[pid] = ProcessInfo(pid, stat.ppid, stat.comm, arguments, stat.state, stat.start_time, cgroups)
+    return found, unreadable
+
+
+def _others(places: Places, processes: Mapping[int, ProcessInfo], another_orlop: bool) -> list[str]:
+    signs = [str(socket) for socket in places.other_runtimes if os.path.lexists(socket)]
+    for process in processes.values():
+        shim = commands.shim(process.cmdline)
+        if (shim is not None and shim.address != places.address) or process.comm == "conmon":
+            signs.append(named([process]))
+    return signs + ["another orlop serve"] * another_orlop
+
+
+def _boot_time(proc: Path) -> float:
+    for line in files.read(f"{proc}/stat").splitlines():
+        if line.startswith(b"btime "):
+            return float(line.split()[1])
+    return 0.0
+
+
+def _links(directory: str) -> Iterator[str]:
+    try:
+        for name in os.listdir(directory):
+            try:
+                yield os.readlink(f"{directory}/{name}")
+            except FileNotFoundError:
+                continue  # closed meanwhile
+    except (FileNotFoundError, ProcessLookupError):
+        return
+
+
+def _is_below(cgroup: str, top: str) -> bool:
+    return cgroup == top or cgroup.startswith(f"{top.rstrip('/')}/")

@@ -1,0 +1,62 @@
+"""Sockets that dead shims left. Their directory is compiled into the shims, and everybody's.
+
+A socket's name is a hash of the runtime's address, the namespace and an id: it can be told for an id, but not the id from it.
+"""
+
+from __future__ import annotations
+
+import stat
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from agent.leaks import commands
+from agent.leaks.finding import Finding, Owner, State, Thing
+from agent.leaks.look import Look
+from agent.leaks.pins import entries
+
+
+def find(look: Look) -> Iterator[Finding]:
+    places = look.places
+    used = _paths(look, {*look.owned.bundles, *_running(look)})
+    leftovers = {
+        path.name.lstrip(".") for directory in (places.bundles, places.work_dirs, places.engine_state) for path in entries(directory)
+    }
+    ours = _paths(look, leftovers)
+    for path in entries(Path(places.shim_socket("any")).parent):
+        if str(path) in used or not _is_socket(path):
+            continue
+        if str(path) in ours:
+            yield _finding(path, "orlop", "of a shim of the agent's whose bundle, work directory or engine state was left as well")
+        elif not look.node.others:
+            yield _finding(path, "unknown", "that is none of a shim that the ledger has, and no other shim runs on the node")
+
+
+def _running(look: Look) -> Iterator[str]:
+    """What shims of ours that run were started for: their sockets are theirs, leaked or not."""
+    for process in look.node.processes.values():
+        shim = commands.shim(process.cmdline)
+        if shim is not None and shim.address == look.places.address:
+            yield shim.id
+
+
+def _paths(look: Look, ids: Iterable[str]) -> set[str]:
+    return {look.places.shim_socket(shim) for shim in ids}
+
+
+def _is_socket(path: Path) -> bool:
+    try:
+        return stat.S_ISSOCK(path.lstat().st_mode)
+    except FileNotFoundError:
+        return False
+
+
+def _finding(path: Path, owner: Owner, what: str) -> Finding:
+    return Finding(
+        kind=Thing.SOCKET,
+        what=str(path),
+        owner=owner,
+        state=State.LEAKED,
+        why=f"a shim's socket {what}; a shim that was killed leaves it, and it pins nothing",
+        releases="unlink, if a connect to it is refused.",
+        since=path.lstat().st_mtime,
+    )

@@ -1,0 +1,148 @@
+"""A node in a directory: /proc, cgroups, and the agent's own directories, as the detectors read them."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from agent.leaks.audit import audit
+from agent.leaks.finding import Finding
+from agent.leaks.places import Places
+from agent.store.kinds import Kind
+from agent.store.ledger import Intent, Resource, State
+
+CONTAINER = "c" * 64
+SANDBOX = "5" * 64
+STRANGER = "f" * 64
+"""An id that no ledger of a test has."""
+BOOTED = 1_000_000
+NOW = BOOTED + 10_000.0
+TICKS = os.sysconf("SC_CLK_TCK")
+
+
+@dataclass(frozen=True)
+class FakeLease:
+    ip: str
+    sandbox: str
+    network: str = "pods"
+    path: Path = Path("/var/lib/cni/networks/pods/x")
+
+
+@dataclass
+class FakeNode:
+    """Paths are real; what a test puts there is what the detectors find."""
+
+    top: Path
+    ledger: list[Resource] = field(default_factory=list)
+    leases: list[FakeLease] = field(default_factory=list)
+    slept: list[float] = field(default_factory=list)
+    now: float = NOW
+
+    def __post_init__(self) -> None:
+        state, root = self.top / "run/orlop", self.top / "lib/orlop"
+        self.places = Places(
+            state_dir=state,
+            root_dir=root,
+            netns_dir=self.top / "run/netns",
+            bundles=state / "v2/k8s.io",
+            work_dirs=root / "v2/k8s.io",
+            engine_state=state / "runc/k8s.io",
+            address=str(state / "orlop.sock"),
+            shim_cgroup="/orlop-shims",
+            shim_socket=lambda shim: str(self.top / "run/containerd/s" / hashlib.sha256(shim.encode()).hexdigest()),
+            leases=self.top / "networks",
+            proc=self.top / "proc",
+            cgroup_root=self.top / "cgroup",
+            other_runtimes=(self.top / "run/containerd/containerd.sock",),
+        )
+        self.cgroup("/")
+        (self.places.cgroup_root / "cgroup.controllers").touch()
+        (self.places.proc / "self/ns").mkdir(parents=True)
+        (self.places.proc / "self/ns/net").touch()
+        (self.places.proc / "self/ns/mnt").symlink_to("mnt:[1]")
+        (self.places.proc / "stat").write_text(f"cpu 1 2 3\nbtime {BOOTED}\n")
+        self.mounts()
+
+    # ---- what is there
+
+    def owns(self, kind: Kind, key: str, state: State = State.HELD, *, container: str = "", **data: Any) -> Resource:
+        """Put an entry into the ledger."""
+        resource = replace(Resource.intended(Intent(kind, key, SANDBOX, container, data), NOW - 500), state=state)
+        self.ledger.append(resource)
+        return resource
+
+    def process(
+        self,
+        pid: int,
+        *command: str,
+        comm: str = "",
+        cgroup: str = "/",
+        age: float = 1000,
+        links: Sequence[str | Path] = (),
+        mnt: int = 1,
+        net: int = 1,
+        upper: Path | None = None,
+    ) -> int:
+        """Start a process; its start time."""
+        directory = self.places.proc / str(pid)
+        (directory / "ns").mkdir(parents=True)
+        (directory / "fd").mkdir()
+        started = round((NOW - BOOTED - age) * TICKS)
+        name = comm or Path(command[0]).name[:15]
+        (directory / "stat").write_text(f"{pid} ({name}) S 1 {' 0' * 17} {started} 0 0\n")
+        (directory / "cmdline").write_text("".join(f"{argument}\0" for argument in command))
+        (directory / "cgroup").write_text(f"0::{cgroup}\n")
+        (directory / "ns/mnt").symlink_to(f"mnt:[{mnt}]")
+        (directory / "ns/net").symlink_to(f"net:[{net}]")
+        for number, link in enumerate(links):
+            (directory / "fd" / str(number)).symlink_to(link)
+        root = f"overlay overlay rw,lowerdir=/l/0,upperdir={upper},workdir=/w" if upper else "ext4 /dev/sda rw"
+        (directory / "mountinfo").write_text(f"1 0 8:1 / / rw - {root}\n")
+        return started
+
+    def shim(self, pid: int, shim: str, *action: str, address: str = "", **more: Any) -> int:
+        flags = ("-namespace", "k8s.io", "-id", shim, "-address", address or self.places.address)
+        return self.process(pid, "/usr/bin/containerd-shim-runc-v2", *flags, *action, **more)
+
+    def mounts(self, *rows: tuple[Path, str, str]) -> None:
+        """Mounted are these: mount point, type, options."""
+        lines = [f"{number} 1 0:5 / {path} rw - {kind} source {options}" for number, (path, kind, options) in enumerate(rows, 20)]
+        (self.places.proc / "self/mountinfo").write_text("\n".join(["1 0 8:1 / / rw - ext4 /dev/sda rw", *lines]) + "\n")
+
+    def cgroup(self, path: str) -> None:
+        (self.places.cgroup_root / path.strip("/")).mkdir(parents=True, exist_ok=True)
+
+    def has(self, path: Path) -> Path:
+        """Make a directory."""
+        path.mkdir(parents=True, exist_ok=True)
+        return path
+
+    # ---- what is found
+
+    async def audit(self, *, served: bool = False) -> list[Finding]:
+        return await audit(
+            self.read, self.places, self.read_leases, served=served, settle=1, sleep=self.sleep, clock=lambda: self.now
+        )  # fmt: skip
+
+    async def found(self) -> list[tuple[str, str, str]]:
+        """Kind, state and owner of each finding."""
+        return [(finding.kind.value, finding.state.value, finding.owner) for finding in await self.audit()]
+
+    async def only(self) -> Finding:
+        """The one finding that there is."""
+        [finding] = await self.audit()
+        return finding
+
+    async def read(self) -> list[Resource]:
+        return list(self.ledger)
+
+    def read_leases(self, directory: Path) -> Iterable[FakeLease]:
+        assert directory == self.places.leases
+        return list(self.leases)
+
+    async def sleep(self, seconds: float) -> None:
+        self.slept.append(seconds)

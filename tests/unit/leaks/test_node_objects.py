@@ -1,0 +1,240 @@
+"""Mounts, namespaces, cgroups, sockets and addresses."""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+
+import pytest
+
+from agent.leaks.finding import Thing
+from agent.store.kinds import Kind
+from agent.store.ledger import State as EntryState
+from tests.unit.leaks.fakes import CONTAINER, SANDBOX, STRANGER, FakeLease, FakeNode
+
+# ---- mounts
+
+
+async def test_a_rootfs_that_is_still_mounted(node: FakeNode) -> None:
+    upper = node.places.snapshots / STRANGER / "fs"
+    rootfs = node.places.bundles / STRANGER / "rootfs"
+    node.mounts((rootfs, "overlay", f"rw,lowerdir=/l,upperdir={upper},workdir=/w"))
+    finding = await node.only()
+    assert (finding.kind, finding.what, finding.state.value) == (Thing.MOUNT, str(rootfs), "leaked")
+    assert f"container {STRANGER}" in finding.why
+    assert f"pins {upper}" in finding.why
+
+
+async def test_any_mount_below_our_directories_has_an_owner(node: FakeNode) -> None:
+    node.mounts((node.places.root_dir / "snapshots/merged", "overlay", "rw"), (node.places.state_dir / "x", "tmpfs", "rw"))
+    assert await node.found() == [("mount", "leaked", "orlop")] * 2
+
+
+async def test_mounts_with_an_owner(node: FakeNode) -> None:
+    shm = node.places.sandboxes / SANDBOX / "shm"
+    node.owns(Kind.TASK, CONTAINER, EntryState.INTENDED, container=CONTAINER)
+    node.owns(Kind.SHM, str(shm), EntryState.INTENDED)
+    node.mounts(
+        (node.places.bundles / CONTAINER / "rootfs", "overlay", "rw"),
+        (node.places.bundles / f".{CONTAINER}" / "rootfs", "overlay", "rw"),
+        (shm, "tmpfs", "rw"),
+    )
+    assert await node.found() == []
+
+
+async def test_mounts_that_are_the_operators_or_somebody_elses(node: FakeNode) -> None:
+    places = node.places
+    operators = [places.state_dir, places.root_dir, places.root_dir / "content", places.root_dir / "snapshots"]
+    others = [node.top / "run/containerd/rootfs", node.top / "run/orlop-two/v2/k8s.io/x/rootfs"]
+    node.mounts(*((path, "ext4", "rw") for path in operators + others))
+    assert await node.found() == []
+
+
+async def test_a_link_on_the_way_changes_nothing(tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to("real")
+    node = FakeNode(tmp_path / "link")
+    shm = "run/orlop/sandboxes/a/shm"
+    node.has(tmp_path / "link" / shm)
+    node.owns(Kind.SHM, str(tmp_path / "link" / shm))
+    node.mounts((tmp_path / "real" / shm, "tmpfs", "rw"), (tmp_path / "real/run/orlop/x", "tmpfs", "rw"))
+    assert [finding.what for finding in await node.audit() if finding.kind is Thing.MOUNT] == [str(tmp_path / "real/run/orlop/x")]
+
+
+# ---- pins
+
+
+@pytest.mark.parametrize(("name", "kind"), [(f"{SANDBOX}-ipc", Kind.IPCNS), (f"{SANDBOX}-uts", Kind.UTSNS)])
+async def test_a_pin_of_ours(node: FakeNode, name: str, kind: Kind) -> None:
+    pin = node.has(node.places.pins) / name
+    pin.touch()
+    node.mounts((pin, "nsfs", "rw"))
+    assert await node.found() == [(kind.value, "leaked", "orlop")]
+    node.owns(kind, str(pin), EntryState.INTENDED)
+    assert await node.found() == []
+
+
+def network_pin(node: FakeNode, name: str = "cni-1") -> Path:
+    pin = node.has(node.places.netns_dir) / name
+    pin.touch()
+    return pin
+
+
+async def test_a_network_namespace_that_nobody_has(node: FakeNode) -> None:
+    pin = network_pin(node)
+    finding = await node.only()
+    assert (finding.kind, finding.what, finding.owner) == (Thing.NETNS, str(pin), "unknown")
+    assert "no process in it" in finding.why
+
+
+async def test_a_network_namespace_with_an_owner_or_of_another_name(node: FakeNode) -> None:
+    node.owns(Kind.NETNS, str(network_pin(node)), EntryState.INTENDED)
+    network_pin(node, "blue")
+    assert await node.found() == []
+
+
+async def test_a_network_namespace_with_a_process_in_it(node: FakeNode) -> None:
+    node.process(5, "vm", net=network_pin(node).stat().st_ino)
+    assert await node.found() == []
+
+
+async def test_a_network_namespace_of_which_it_can_not_be_told(node: FakeNode) -> None:
+    network_pin(node)
+    (node.places.proc / "6/stat").mkdir(parents=True)
+    assert ("netns", "unknown", "unknown") in await node.found()
+    assert ("netns", "leaked", "unknown") not in await node.found()
+
+
+def containerd(node: FakeNode) -> None:
+    node.has(node.places.other_runtimes[0].parent)
+    node.places.other_runtimes[0].touch()
+
+
+def foreign_shim(node: FakeNode) -> None:
+    node.shim(70, STRANGER, address="/run/k3s/containerd.sock")
+
+
+def conmon(node: FakeNode) -> None:
+    node.process(70, "/usr/bin/conmon", "-c", STRANGER)
+
+
+def second_orlop(node: FakeNode) -> None:
+    node.process(70, "python3", "-m", "agent.cli.main", "serve")
+
+
+@pytest.mark.parametrize("sign", [containerd, foreign_shim, conmon, second_orlop])
+async def test_beside_another_runtime_what_looks_the_same_is_taken_for_its_own(node: FakeNode, sign: object) -> None:
+    network_pin(node)
+    node.leases.append(FakeLease("10.1.0.5", STRANGER))
+    node.cgroup(f"/orlop/pod{STRANGER}")
+    stale_socket(node, STRANGER)
+    assert [kind for kind, _, _ in await node.found()] == ["netns", "cni", "cgroup", "socket"]
+    assert callable(sign)
+    sign(node)
+    assert await node.found() == []
+
+
+async def test_our_own_daemon_is_no_other_runtime(node: FakeNode) -> None:
+    node.process(70, "/usr/bin/orlop", "serve")
+    network_pin(node)
+    assert await node.audit(served=False) == []
+    assert len(await node.audit(served=True)) == 1
+
+
+# ---- addresses
+
+
+@pytest.mark.parametrize("sandbox", [STRANGER, ""])
+async def test_an_address_of_a_sandbox_that_the_ledger_does_not_have(node: FakeNode, sandbox: str) -> None:
+    node.owns(Kind.CNI, SANDBOX, EntryState.INTENDED)
+    node.leases += [FakeLease("10.1.0.4", SANDBOX), FakeLease("10.1.0.5", sandbox)]
+    finding = await node.only()
+    assert (finding.kind, finding.what, finding.owner) == (Thing.CNI, "address 10.1.0.5 of network pods", "unknown")
+
+
+# ---- cgroups
+
+
+async def test_the_cgroup_of_a_shim(node: FakeNode) -> None:
+    node.cgroup(f"/orlop-shims/{STRANGER}")
+    node.cgroup(f"/orlop-shims/{SANDBOX}")
+    node.cgroup(f"/orlop-shims/{CONTAINER}")
+    node.owns(Kind.SHIM, SANDBOX, EntryState.INTENDED)
+    node.owns(Kind.TASK, CONTAINER, EntryState.INTENDED)
+    node.process(30, "virtiofsd", cgroup=f"/orlop-shims/{STRANGER}/x")
+    finding = await node.only()
+    assert (finding.kind, finding.what) == (Thing.CGROUP, f"/orlop-shims/{STRANGER}")
+    assert "in it: process 30 (virtiofsd)" in finding.why
+
+
+async def test_the_cgroup_of_a_pod(node: FakeNode) -> None:
+    node.cgroup(f"/orlop/pod{STRANGER}/{CONTAINER}")
+    node.cgroup(f"/orlop/pod{SANDBOX}")
+    node.cgroup("/orlop/something")
+    node.owns(Kind.CGROUP, f"/orlop/pod{SANDBOX}", EntryState.INTENDED)
+    assert [finding.what for finding in await node.audit()] == [f"/orlop/pod{STRANGER}"]
+
+
+@pytest.mark.parametrize("name", [STRANGER, f"cri-orlop-{STRANGER}.scope"])
+async def test_the_cgroup_of_a_container_in_a_pod_of_ours(node: FakeNode, name: str) -> None:
+    for path in (f"/kube/pod1/{name}", f"/kube/pod1/{CONTAINER}", "/kube/pod1/other", f"/kube/pod2/{STRANGER}"):
+        node.cgroup(path)
+    node.owns(Kind.TASK, CONTAINER, EntryState.INTENDED, cgroup=f"/kube/pod1/{CONTAINER}")
+    finding = await node.only()
+    assert (finding.what, "no process is in it" in finding.why) == (f"/kube/pod1/{name}", True)
+
+
+async def test_cgroups_of_every_hierarchy(node: FakeNode) -> None:
+    """On v1 a cgroup can be left in some only."""
+    root = node.places.cgroup_root
+    (root / "cgroup.controllers").unlink()
+    for hierarchy in ("cpu", "memory"):
+        node.has(root / hierarchy)
+        (root / hierarchy / "cgroup.procs").touch()
+    node.has(root / "memory/orlop-shims" / STRANGER)
+    node.owns(Kind.CGROUP, "/pods/here")
+    node.owns(Kind.CGROUP, "/pods/gone")
+    node.has(root / "cpu/pods/here")
+    assert [(finding.what, finding.state.value) for finding in await node.audit()] == [
+        (f"/orlop-shims/{STRANGER}", "leaked"),
+        ("/pods/gone", "missing"),
+    ]
+
+
+# ---- sockets
+
+
+def stale_socket(node: FakeNode, shim: str) -> Path:
+    path = Path(node.places.shim_socket(shim))
+    node.has(path.parent)
+    os.mknod(path, stat.S_IFSOCK | 0o600)
+    return path
+
+
+async def test_a_socket_that_nobody_can_have(node: FakeNode) -> None:
+    path = stale_socket(node, STRANGER)
+    (path.parent / "file").touch()
+    finding = await node.only()
+    assert (finding.kind, finding.what, finding.owner) == (Thing.SOCKET, str(path), "unknown")
+
+
+@pytest.mark.parametrize("kind", [Kind.SHIM, Kind.TASK])
+async def test_the_socket_of_a_shim_in_the_ledger(node: FakeNode, kind: Kind) -> None:
+    stale_socket(node, SANDBOX)
+    node.owns(kind, SANDBOX, EntryState.INTENDED)
+    assert await node.found() == []
+
+
+async def test_the_socket_of_a_leaked_shim_is_in_use(node: FakeNode) -> None:
+    stale_socket(node, STRANGER)
+    node.shim(7, STRANGER)
+    assert await node.found() == [("shim", "leaked", "orlop")]
+
+
+async def test_a_socket_is_known_by_what_else_was_left(node: FakeNode) -> None:
+    """Also beside another runtime."""
+    stale_socket(node, STRANGER)
+    containerd(node)
+    node.has(node.places.bundles / f".{STRANGER}")
+    assert await node.found() == [("bundle", "leaked", "orlop"), ("socket", "leaked", "orlop")]
