@@ -123,6 +123,7 @@ async def _plan(pods: Pods, sandbox_id: str, config: cri.PodSandboxConfig, handl
     if not host_ipc:
         pins["ipc"] = pods.state_dir / "namespaces" / f"{sandbox_id}-ipc"
     cgroup_parent = config.linux.cgroup_parent or f"{pods.pod_cgroup}/pod{sandbox_id}"
+    missing = not await pods.cgroups.exists(cgroup_parent)
     attachment = None
     if not host_network:
         status = pods.network.status()
@@ -135,7 +136,8 @@ async def _plan(pods: Pods, sandbox_id: str, config: cri.PodSandboxConfig, handl
         handler=handler,
         directory=pods.state_dir / "sandboxes" / sandbox_id,
         cgroup_parent=cgroup_parent,
-        makes_cgroup=not await pods.cgroups.exists(cgroup_parent),
+        # Two pods may share a parent that neither finds; the ledger, asked last and without an await before the intent, says whose it is.
+        makes_cgroup=missing and pods.ledger.get(Kind.CGROUP, cgroup_parent) is None,
         pins=pins,
         sysctls=Sysctls.split(config.linux.sysctls, host_network=host_network, host_ipc=host_ipc),
         attachment=attachment,
