@@ -190,8 +190,7 @@ class ImageService:
                 images = [replace(images[0], references=given)]
             async with self._wanting(images):
                 await self._bring_in(ImportJob(self._content, self._snapshots, files, images))
-                async with self._changing:
-                    return [await self._add(image) for image in images]
+                return await self._supervisor.detached(self._publish(images), name=f"publish {path}")
 
     async def remove(self, name: str) -> None:
         """Remove an image by id, with all its names, or one of its names, and with the last tag (or, untagged, the last digest
@@ -200,20 +199,7 @@ class ImageService:
         Layers and blobs that nothing needs any more are deleted before this returns; containers keep theirs. What can't be
         deleted is logged, and tried again at the next start.
         """
-        async with self._changing:
-            image = self.find(name)
-            if image is None:
-                return
-            left = _without(image, name)
-            await failpoints.hit("images.remove.record")
-            if left is None:
-                self._forget(image)
-                await self._records.delete(image.id)
-            else:
-                self._forget(image)
-                self._set(left)
-                await self._records.put(left.id, _record(left).to_json())
-        await self._supervisor.detached(self._collect(), name="collect")
+        await self._supervisor.detached(self._remove(name), name=f"remove {name}")
 
     # Inside
 
@@ -239,6 +225,29 @@ class ImageService:
             self._wanted.subtract(wanted)
             self._wanted = +self._wanted
             await self._supervisor.detached(self._collect(), name="collect")
+
+    # The two below change record and memory together, and so run detached from their callers. A record goes before what is in
+    # memory, because from then on files may go; it comes before it, too, so that what could not be written was never seen.
+
+    async def _publish(self, images: Sequence[ArchivedImage]) -> list[Image]:
+        async with self._wanting(images), self._changing:
+            return [await self._add(image) for image in images]
+
+    async def _remove(self, name: str) -> None:
+        async with self._changing:
+            image = self.find(name)
+            if image is None:
+                return
+            left = _without(image, name)
+            await failpoints.hit("images.remove.record")
+            if left is None:
+                await self._records.delete(image.id)
+                self._forget(image)
+            else:
+                await self._records.put(left.id, _record(left).to_json())
+                self._forget(image)
+                self._set(left)
+        await self._collect()
 
     async def _add(self, archived: ArchivedImage) -> Image:
         known = self._images.get(archived.id)

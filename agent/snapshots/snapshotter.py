@@ -137,11 +137,6 @@ class Snapshotter:
     def layers(self) -> list[Layer]:
         return list(self._layers.values())
 
-    def complete(self, chain_id: str) -> bool:
-        """Whether the layer and all below it are there."""
-        needed = layout.closure(self._layers, {chain_id} - {""})
-        return needed <= self._layers.keys()
-
     def claim(self, chain_id: str) -> AbstractAsyncContextManager[None]:
         """Held around "is it there? else unpack and commit it": whoever wants the same layer meanwhile waits, and finds it."""
         return self._claims.hold(chain_id)
@@ -369,6 +364,8 @@ def _unpacked(key: str, diff_id: str, answer: bytes, done: Completed) -> Unpacke
         fields = json.loads(answer)
         if "error" in fields:
             raise from_code(int(fields["code"]), f"layer {diff_id}: {fields['error']}")
+        if fields["ignored_xattrs"]:
+            _log.debug("extended attributes left out", layer=diff_id, count=fields["ignored_xattrs"])
         return Unpacked.from_answer(key, diff_id, fields)
     except (ValueError, KeyError, TypeError) as error:
         said = done.stderr.decode(errors="replace")[-500:]

@@ -194,7 +194,7 @@ async def test_the_worker_is_not_trusted_with_paths(fixture: Fixture, path: str)
 
     def say(request: dict[str, object]) -> bytes:
         (Path(str(request["target"])) / "link").symlink_to(fixture.root / "secret")
-        return json.dumps({"size": 1, "inodes": 1, "opaque": [], "implied": [path]}).encode()
+        return json.dumps({"size": 1, "inodes": 1, "opaque": [], "implied": [path], "ignored_xattrs": 0}).encode()
 
     fixture.runner.say = say
     with pytest.raises((Internal, NotADirectoryError)):  # noqa: PT012  # either step may find it out
