@@ -9,7 +9,7 @@ D after a dead shim, T for one task in order, F for one task whose create failed
     kill              T F   SIGKILL to the whole container, and its exit                       Wait answers; Delete would hide it
     task_delete       T F   Task.Delete; NotFound is as good                                   the shim has let go of it
     shutdown          * * S Task.Shutdown; Closed is as good                                   the shim exits by itself
-    shim_dead      D  * * S its process has ended, by pidfd; SIGKILL if it has not             no delete beside a living shim
+    shim_dead      D  * * S its process has ended, by pidfd, and all in its cgroup; SIGKILL    no delete beside a living shim
     close          D  * * S connection, pidfd, log                                             the end is known to all who call
     then for each container of the shim (D: newest first, the sandbox last) or for the one (T, F):
       identify     D  T F   init's pid and start time, from the engine if Create told none     it can be looked for afterwards
@@ -22,7 +22,7 @@ D after a dead shim, T for one task in order, F for one task whose create failed
       bundle       D  T F   rename out of sight, remove; only if the three rows above worked   a retry needs it
       work_dir     D  T F   the same for the work dir
     socket         D  * * S unlink it, if a connect is refused                                 after the last container
-    shim_cgroup    D  * * S its leaf, and whoever is still in it
+    shim_cgroup    D  * * S its leaf
     shim_bundle          S  of a pinned shim: its own, not a container's
     publish        D  T     TaskExit (255, Unknown, cause) unless it is known; TaskDelete      once, and not before the end
     drop           D    F   out of the ledger; what failed stays in it, and is tried again     nothing is forgotten
@@ -111,13 +111,10 @@ async def _after_dead_shim(node: Node, shim: Shim, cause: str) -> None:
         await failure_of(_close(node, shim))
         for task in orphans:
             task.failure = await failure_of(_free(node, task))
-        failures = Failures()
-        with failures.kept():
-            await _socket(node, shim)
-        with failures.kept():
-            await _shim_cgroup(node, shim)
-        _own_failures(shim, orphans, failures)
+        remains = await failure_of(_free_shim(node, shim))
         for task in orphans:
+            if task.id == shim.id:  # else the sandbox answers for its shim, when it is shut down
+                task.failure = task.failure or remains
             task.failure = await failure_of(_publish(node, task, task.failure)) or task.failure
             await failure_of(_drop(node, task, task.failure))
         shim.cleaned()
@@ -199,8 +196,7 @@ async def _free_and_shut_down(node: Node, task: Task) -> None:
             await _end(node, shim)
         await _free(node, task)
         if shim.state is ShimState.DEAD:
-            await _socket(node, shim)
-            await _shim_cgroup(node, shim)
+            await _free_shim(node, shim)
             shim.cleaned()
 
 
@@ -215,13 +211,8 @@ async def _free_orphan(node: Node, task: Task) -> None:
         return
     async with node.locks.hold(_shim_key(shim)):
         task.failure = await failure_of(_free(node, task))
-        failures = Failures()
-        if shim.id == task.id:
-            with failures.kept():
-                await _socket(node, shim)
-            with failures.kept():
-                await _shim_cgroup(node, shim)
-        _own_failures(shim, [task], failures)
+        if task.id == shim.id:
+            task.failure = await failure_of(_free_shim(node, shim)) or task.failure
         if task.failure is not None:
             raise task.failure
 
@@ -273,9 +264,7 @@ async def _shutdown_shim(node: Node, shim: Shim) -> None:
             await _end(node, shim)
         failures = Failures()
         with failures.kept():
-            await _socket(node, shim)
-        with failures.kept():
-            await _shim_cgroup(node, shim)
+            await _free_shim(node, shim)
         with failures.kept():
             await _shim_bundle(node, shim)
         failures.raise_first()
@@ -299,15 +288,18 @@ async def _free(node: Node, task: Task) -> None:
         PartlyReleased: no process is left, but something else is.
         OrlopError, OSError: a process may be left; nothing behind `reap` was touched.
     """
+    if task.gone:
+        return
     init = await _identify(node, task)
     left = await _verify(node, task, init) if task.stage is Stage.DELETED and task.pid else None
     if left is None or left:
-        lied = task.record.create and await failure_of(_shim_delete(node, task)) is None
+        says_done = task.record.create and await failure_of(_shim_delete(node, task)) is None
         left = await _verify(node, task, init)
-        if lied and left:
+        if says_done and left:
             metrics.shim_delete_lies.inc()
     if left.to_reap:
         await _reap(node, task, init, left)
+    task.ended = True
     failures = Failures()
     with failures.kept(Kind.SNAPSHOT):
         await _unmount(node, task)
@@ -315,11 +307,22 @@ async def _free(node: Node, task: Task) -> None:
         await _engine_state(node, task)
     with failures.kept(Kind.CGROUP):
         await _cgroup(node, task)
-    failures.raise_partly_released(task.id)
+    failures.raise_partly_released(f"container {task.id}")
     with failures.kept():
         await _bundle(node, task)
         await _work_dir(node, task)
-    failures.raise_partly_released(task.id)
+    failures.raise_partly_released(f"container {task.id}")
+    task.gone = True
+
+
+async def _free_shim(node: Node, shim: Shim) -> None:
+    """What a dead shim leaves beside its containers. Raises PartlyReleased."""
+    failures = Failures()
+    with failures.kept():
+        await _socket(node, shim)
+    with failures.kept():
+        await _shim_cgroup(node, shim)
+    failures.raise_partly_released(f"shim {shim.id}")
 
 
 # ---- the steps
@@ -371,11 +374,12 @@ async def _shutdown(_: Node, shim: Shim) -> None:
 
 @step("shim_dead")
 async def _shim_dead(node: Node, shim: Shim) -> None:
+    """With all that works for it: an engine in the middle of a create would go on without it, and a start helper that was cut
+    off isn't known otherwise."""
     if shim.process is not None:
         shim.kill()
         await shim.process.wait()
-    elif not shim.record.pid:  # its start was cut off: whoever is in its cgroup is the shim, or its start helper
-        await node.cgroups.kill(node.config.shim_leaf(shim.id), timeouts.EXIT_AFTER_SHIM_KILL)
+    await node.cgroups.kill(node.config.shim_leaf(shim.id), timeouts.EXIT_AFTER_SHIM_KILL)
 
 
 @step("close")
@@ -447,10 +451,7 @@ async def _socket(node: Node, shim: Shim) -> None:
 
 @step("shim_cgroup")
 async def _shim_cgroup(node: Node, shim: Shim) -> None:
-    """A helper that the shim started may have survived it."""
-    leaf = node.config.shim_leaf(shim.id)
-    await node.cgroups.kill(leaf, timeouts.EXIT_AFTER_SHIM_KILL)
-    await node.cgroups.remove(leaf)
+    await node.cgroups.remove(node.config.shim_leaf(shim.id))
 
 
 @step("shim_bundle")
@@ -462,8 +463,8 @@ async def _shim_bundle(node: Node, shim: Shim) -> None:
 
 @step("publish")
 async def _publish(_: Node, task: Task, failure: Exception | None) -> None:
-    """What was never created has no exit and no delete: its create failed, and that is told there."""
-    if task.pid and (failure is None or isinstance(failure, PartlyReleased)):
+    """The exit doesn't wait for what is still to be freed. What was never created has none: its create failed, and that is told."""
+    if task.pid and task.ended:
         task.finish(exits.lost(task.pid, task.shim.cause))
     if failure is None and task.stage is not Stage.FREED:
         task.move(Stage.FREED)
@@ -503,10 +504,3 @@ def _orphaned(shim: Shim, cause: str) -> list[Task]:
     for task in orphans:
         task.move(Stage.ORPHANED)
     return orphans
-
-
-def _own_failures(shim: Shim, tasks: list[Task], failures: Failures) -> None:
-    """What is left of the shim itself is its sandbox's, which shuts it down later, or that of the task that it was started for."""
-    for task in tasks:
-        if task.id == shim.id and task.failure is None:
-            task.failure = failures.first

@@ -20,7 +20,7 @@ BUDGETS: dict[str, float] = {
     "kill": timeouts.TASK_KILL + timeouts.EXIT_AFTER_KILL,
     "task_delete": timeouts.TASK_DELETE,
     "shutdown": timeouts.SHIM_SHUTDOWN,
-    "shim_dead": timeouts.EXIT_AFTER_KILL,
+    "shim_dead": timeouts.EXIT_AFTER_KILL + timeouts.EXIT_AFTER_SHIM_KILL,
     "close": timeouts.TEARDOWN_STEP,
     "identify": timeouts.TEARDOWN_STEP,
     "shim_delete": timeouts.SHIM_DELETE + timeouts.EXIT_AFTER_KILL,  # the command has its own; the rest is to see it end
@@ -107,24 +107,17 @@ class Failures:
             self._errors.append(error)
             self._still_uses.update(uses)
 
-    @property
-    def first(self) -> Exception | None:
-        """The first failure, with the others as notes."""
-        if not self._errors:
-            return None
-        for other in self._errors[1:]:
-            self._errors[0].add_note(f"also: {other}")
-        return self._errors[0]
-
     def raise_first(self) -> None:
-        """Raise the first failure, if there is one."""
-        if (first := self.first) is not None:
-            raise first
+        """Raise the first failure, if there is one, with the others as notes."""
+        if self._errors:
+            for other in self._errors[1:]:
+                self._errors[0].add_note(f"also: {other}")
+            raise self._errors[0]
 
-    def raise_partly_released(self, container_id: str) -> None:
+    def raise_partly_released(self, subject: str) -> None:
         """Raise PartlyReleased, if there is a failure."""
         if self._errors:
             reasons = "; ".join(map(str, self._errors))
-            raise PartlyReleased(
-                f"container {container_id} has no process any more, but is not released: {reasons}", self._still_uses
-            ) from self._errors[0]
+            raise PartlyReleased(f"{subject} has no process any more, but is not released: {reasons}", self._still_uses) from self._errors[
+                0
+            ]

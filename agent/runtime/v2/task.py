@@ -106,7 +106,9 @@ class Task:
         self.settled = asyncio.Event()
         """Set when its create has ended, one way or the other."""
         self.ended = False
-        """Its shim could not delete it, but no process of it is left: the shim may go."""
+        """No process of it is left, as was looked at; something else may be."""
+        self.gone = False
+        """Nothing of it is left on the node; what is still to do is to say so."""
         self.failure: Exception | None = None
         """Why the cleanup of its dead shim could not free it."""
         self.execs: dict[str, ExecProcess] = {}
