@@ -317,7 +317,7 @@ class ImageService:
             for chain_id in self._unused_layers():
                 if chain_id in self._unused_layers():  # somebody may have come to need it while another was deleted
                     await self._attempt(self._snapshots.delete_layer(chain_id), f"layer {chain_id}")
-            for digest in self._content.list():
+            for digest in self._content.list().keys() - self._needed_blobs():
                 # A running import may count on any blob: the last one to end deletes them.
                 if not self._imports and digest not in self._needed_blobs():
                     await self._attempt(self._content.delete(digest), f"blob {digest}")

@@ -8,14 +8,15 @@ import signal
 import subprocess
 import sys
 import time
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 
 import pytest
 
 from agent.content import ContentStore
+from agent.errdefs import ResourceExhausted, Unavailable
 from agent.images.service import ImageService
-from agent.linux.mounts import Mounts
+from agent.linux.mounts import Mount, Mounts
 from agent.linux.processes import Command, Processes
 from agent.snapshots.snapshotter import Snapshotter
 from agent.store.kinds import Kind
@@ -149,3 +150,38 @@ async def test_kill_9_in_the_middle_of_a_removal(tmp_path: Path, point: str) -> 
         assert [image.tags for image in images.images()] == ([] if gone else [("docker.io/library/app:1",)])
         await images.remove("app:1")
         assert node.left() == []
+
+
+def fill(path: Path) -> None:
+    with open(path, "wb", buffering=0) as filler, suppress(OSError):
+        while True:
+            filler.write(bytes(4096))
+
+
+async def test_a_full_disk_refuses_imports_and_nothing_else(tmp_path: Path) -> None:
+    """Deleting needs no space, neither for files nor in the database; what was tried and failed leaves none taken."""
+    small = make_oci_layout(tmp_path / "small", {"small:1": [{"a": bytes(1 << 20)}]})
+    large = make_oci_layout(tmp_path / "large", {"large:1": [{"b": os.urandom(4 << 20), "c": bytes(12 << 20)}]})
+    disk = tmp_path / "lib"
+    disk.mkdir()
+    await Mounts().mount(Mount("tmpfs", "tmpfs", ("size=12m",)), disk)
+    try:
+        async with ImageNode(tmp_path) as node:
+            images = await node.start()
+            (image,) = await images.import_archive(small)
+            before = node.left()
+            with pytest.raises(ResourceExhausted, match="disk"):
+                await images.import_archive(large)
+            assert node.left() == before
+            assert node.ledger.all() == []
+            fill(disk / "filler")
+            with pytest.raises((ResourceExhausted, Unavailable)):
+                await images.import_archive(large)
+            assert node.left() == before
+            await images.remove(image.id)
+            assert images.images() == []
+            assert node.left() == []
+            (disk / "filler").unlink()
+            await images.import_archive(small)
+    finally:
+        await Mounts().unmount(disk)

@@ -113,6 +113,17 @@ async def test_import_of_a_docker_archive(node: ImageNode, tmp_path: Path, name:
     assert len(node.runner.unpacked) == 3  # the shared layer once
 
 
+async def test_an_archive_that_is_both_is_an_oci_layout(node: ImageNode, tmp_path: Path) -> None:
+    """As `docker save` writes since version 25."""
+    blobs = Blobs()
+    descriptor = add_image(blobs, [layer_tar(BASE)], compress=bytes)
+    names = {"io.containerd.image.name": "docker.io/library/app:1", "org.opencontainers.image.ref.name": "1"}
+    add_index(blobs, [{**descriptor, "annotations": names}])
+    blobs.files["manifest.json"] = b"[]"
+    (image,) = await node.images.import_archive(blobs.write(tmp_path / "a.tar"))
+    assert image.digests == (f"docker.io/library/app@{descriptor['digest']}",)
+
+
 async def test_docker_archives_link_to_layers_that_images_share(node: ImageNode, tmp_path: Path) -> None:
     tar = layer_tar(BASE)
     blobs = Blobs()
