@@ -35,6 +35,8 @@ CNI_STATUS = 5.0
 """STATUS of one plugin; the answer is only advice, and the conf watch waits for it."""
 EXEC_DRAIN = 10.0
 """Reading an ExecSync's pipes after the process ended, when a background child still holds them."""
+EXEC_END = 1.0
+"""An ExecSync's answer waits this long for the exec to be taken down; the rest goes on behind it."""
 ENGINE = 30.0
 """A direct call of the OCI engine (`runc delete --force`)."""
 UNPACK_LAYER = 1800.0

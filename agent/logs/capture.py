@@ -14,7 +14,7 @@ from agent.logs import fifos
 from agent.logs.fifos import Stdio
 
 LIMIT = 16 << 20
-"""Bytes kept of each stream: an ExecSync answer with both still fits in what the kubelet takes (containerd's value)."""
+"""Bytes kept of each stream: more than fits in an ExecSync's answer."""
 _CHUNK = 64 << 10
 
 

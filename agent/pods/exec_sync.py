@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import math
 import signal
+import time
 from collections.abc import Callable, Coroutine
 from typing import Any
 
@@ -19,9 +22,14 @@ from cri.api import api_pb2 as cri
 
 _log = log.get("pods")
 
+_ANSWER = (16 << 20) - 1024
+"""Bytes of output in one answer: a kubelet takes no message above 16 MiB, and one that is too large fails the whole call."""
+_LAST_WORDS = 0.5
+"""Seconds for reading what is in the pipes when the command ended just in time."""
+
 
 async def exec_sync(pods: Pods, request: cri.ExecSyncRequest) -> cri.ExecSyncResponse:
-    """CRI ExecSync; `timeout` in seconds, 0 for none. At most 16 MiB per stream are kept, the rest is read and dropped.
+    """CRI ExecSync; `timeout` in seconds, 0 for none. Output beyond 16 MiB in all is read and dropped.
 
     Raises:
         InvalidArgument: no command, or a negative timeout.
@@ -44,21 +52,23 @@ async def exec_sync(pods: Pods, request: cri.ExecSyncRequest) -> cri.ExecSyncRes
 async def _exec(pods: Pods, record: ContainerRecord, command: list[str], timeout: float | None) -> cri.ExecSyncResponse:
     exec_id = new_id()
     process_spec = {**record.spec["process"], "args": command, "terminal": False}
+    deadline = math.inf if timeout is None else time.monotonic() + timeout
     capture = await Capture.open(pods.state_dir, exec_id)
+    process = None
     try:
         await failpoints.hit("pods.exec_sync.exec")
         process = await pods.tasks.get(record.id).exec(
             exec_id, process_spec, stdin="", stdout=capture.stdio.stdout, stderr=capture.stdio.stderr, terminal=False
         )
-        try:
-            await process.start()
-            exit_ = await _finish(process, timeout, command)
-            await capture.drained(timeouts.EXEC_DRAIN)
-        finally:
-            await _quietly(process.delete)
+        await process.start()
+        exit_ = await _finish(process, timeout, command)
+        await _drained(capture, deadline, command, exit_)
     finally:
-        await capture.close()
-    return cri.ExecSyncResponse(stdout=capture.stdout, stderr=capture.stderr, exit_code=exit_.status)
+        # While a background child holds the pipes, the shim's Delete takes up to 10 s: the answer doesn't wait for that.
+        taken_down = pods.supervisor.start(_take_down(process, capture), name=f"end of exec {exec_id}")
+        await asyncio.wait((taken_down,), timeout=timeouts.EXEC_END)
+    stdout, stderr = _fitting(capture.stdout, capture.stderr)
+    return cri.ExecSyncResponse(stdout=stdout, stderr=stderr, exit_code=exit_.status)
 
 
 async def _finish(process: ExecProcess, timeout: float | None, command: list[str]) -> Exit:
@@ -70,6 +80,29 @@ async def _finish(process: ExecProcess, timeout: float | None, command: list[str
         await _quietly(lambda: process.kill(signal.SIGKILL))
         await _quietly(lambda: within(timeouts.EXIT_AFTER_KILL, process.wait(), "exit of a killed exec"))
         raise
+
+
+async def _drained(capture: Capture, deadline: float, command: list[str], exit_: Exit) -> None:
+    """Wait for the end of the output; what the command left running may hold it, but not beyond the caller's patience."""
+    budget = max(_LAST_WORDS, min(timeouts.EXEC_DRAIN, deadline - time.monotonic()))
+    try:
+        await capture.drained(budget)
+    except DeadlineExceeded as error:
+        raise DeadlineExceeded(
+            f"command {command[0]!r} ended with {exit_.status}, but a process that it started still holds its output; waited {budget:.3g} s"
+        ) from error
+
+
+def _fitting(stdout: bytes, stderr: bytes) -> tuple[bytes, bytes]:
+    """What fits in one answer: of both streams at least half the room, if they need it."""
+    stderr = stderr[: max(_ANSWER // 2, _ANSWER - len(stdout))]
+    return stdout[: _ANSWER - len(stderr)], stderr
+
+
+async def _take_down(process: ExecProcess | None, capture: Capture) -> None:
+    if process is not None:
+        await _quietly(process.delete)
+    await capture.close()
 
 
 async def _quietly(step: Callable[[], Coroutine[Any, Any, Any]]) -> None:

@@ -24,6 +24,7 @@ from cri.api import api_pb2 as cri
 from tests.e2e.node import CGROUP_PARENT
 
 CALL_BUDGET = 60  # seconds; the kubelet gives 120
+MAX_MESSAGE = 16 << 20  # bytes that the kubelet takes
 BUSYBOX = "orlop.test/busybox:latest"
 
 T = TypeVar("T")
@@ -74,7 +75,7 @@ class Client:
     """Both CRI services of one daemon, and helpers for what most tests do."""
 
     def __init__(self, socket: Path) -> None:
-        self.channel = grpc.insecure_channel(f"unix://{socket}")
+        self.channel = grpc.insecure_channel(f"unix://{socket}", options=[("grpc.max_receive_message_length", MAX_MESSAGE)])
         services = cri.DESCRIPTOR.services_by_name
         self.runtime = Service(self.channel, services["RuntimeService"])
         self.images = Service(self.channel, services["ImageService"])
@@ -94,7 +95,7 @@ class Client:
         """RunPodSandbox, below this run's cgroup; `config` are further fields of PodSandboxConfig."""
         uid = str(uuid.uuid4())
         linux = cri.LinuxPodSandboxConfig(
-            cgroup_parent=f"{CGROUP_PARENT}/pod{uid}",
+            cgroup_parent=self.cgroup_parent(uid),
             security_context=cri.LinuxSandboxSecurityContext(namespace_options=namespaces or pod_namespaces()),
         )
         config.setdefault("linux", cri.LinuxPodSandboxConfig()).MergeFrom(linux)
@@ -105,6 +106,10 @@ class Client:
         )
         answer = self.runtime.RunPodSandbox(cri.RunPodSandboxRequest(config=pod, runtime_handler=handler))
         return Pod(answer.pod_sandbox_id, pod)
+
+    def cgroup_parent(self, uid: str) -> str:
+        """Of a pod, as the kubelet's cgroupfs driver would name it, below this run's cgroup."""
+        return f"{CGROUP_PARENT}/pod{uid}"
 
     def create_container(
         self,

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from tests.e2e import toolbox
-from tests.e2e.client import BUSYBOX
+from tests.e2e.client import BUSYBOX, Client
 from tests.e2e.daemon import PAUSE, Daemon
 from tests.e2e.node import CGROUP_PARENT, NodeSnapshot
 from tests.e2e.toolbox import Pair
@@ -23,6 +23,12 @@ from tests.images import busybox_image
 
 HERE = Path(__file__).parent
 DAEMON = pytest.StashKey[Daemon]()
+TASK_HANDLER = """
+[runtimes.task]
+path = "{pair.shim_path}"
+engine = "{pair.engine_path}"
+sandbox = "task"
+"""
 TEST_BUDGET = 180  # seconds; a whole pod's life several times over, on a machine with two busy cores
 
 
@@ -44,11 +50,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.timeout(TEST_BUDGET))
 
 
-@pytest.fixture(params=toolbox.PAIRS, ids=str)
+@pytest.fixture(scope="module", params=toolbox.PAIRS, ids=str)
 def pair(request: pytest.FixtureRequest) -> Pair:
     """Each of the six pairs of shim and engine."""
     chosen: Pair = request.param
     return chosen
+
+
+one_pair = pytest.mark.parametrize("pair", [Pair("2.1", "crun")], indirect=True, ids=str)
+"""Marks tests of what doesn't depend on shim and engine: the newest of each will do."""
 
 
 @contextmanager
@@ -76,7 +86,7 @@ def busybox(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def pause(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An archive of the sandbox image, for pods whose sandbox is a task; to be imported by the test."""
     archive = tmp_path_factory.mktemp("images") / "pause.tar"
-    return busybox_image(archive, PAUSE, {"Entrypoint": ["/bin/sleep", "1000000"]})
+    return busybox_image(archive, PAUSE, {"Entrypoint": ["/bin/sleep", "1000000"], "Cmd": []})
 
 
 @pytest.fixture
@@ -91,6 +101,28 @@ def daemon(request: pytest.FixtureRequest, tmp_path: Path, pair: Pair, busybox: 
         daemon.client.remove_all()
         daemon.stop()
     daemon.client.close()
+
+
+@pytest.fixture(scope="module")
+def shared_daemon(tmp_path_factory: pytest.TempPathFactory, pair: Pair, busybox: Path, pause: Path) -> Iterator[Daemon]:
+    """One daemon for a module's tests with a pair, to be had through `kubelet`. It has a second handler, `task`, and the sandbox image."""
+    daemon = Daemon(tmp_path_factory.mktemp("shared"), pair, handler_settings=TASK_HANDLER.format(pair=pair))
+    daemon.start()
+    daemon.orlop("image", "import", busybox)
+    daemon.orlop("image", "import", pause)
+    with clean_afterwards(daemon.root):
+        yield daemon
+        daemon.stop()
+    daemon.client.close()
+
+
+@pytest.fixture
+def kubelet(request: pytest.FixtureRequest, shared_daemon: Daemon) -> Iterator[Client]:
+    """A client of the module's daemon; after the test all pods are removed, and the node has to be as it was."""
+    request.node.stash[DAEMON] = shared_daemon
+    with clean_afterwards(shared_daemon.root):
+        yield shared_daemon.client
+        shared_daemon.client.remove_all()
 
 
 @pytest.hookimpl(wrapper=True)
