@@ -116,7 +116,10 @@ class Demo:
         """What the kubelet does with a container that exited: the same once more, as the next attempt."""
         response = self.status(sandbox).status
         log_directory = f"{self.folder}/logs/demo_web_{response.metadata.uid}"
-        commands = {"server": "mkdir /www && hostname > /www/index.html && exec httpd -f -p 8080 -h /www", "counter": "echo again; exec sleep 1000"}
+        commands = {
+            "server": "mkdir /www && hostname > /www/index.html && exec httpd -f -p 8080 -h /www",
+            "counter": "echo again; exec sleep 1000",
+        }
         config = cri.ContainerConfig(
             metadata=cri.ContainerMetadata(name=item.metadata.name, attempt=1),
             image=cri.ImageSpec(image=IMAGE),
@@ -161,7 +164,13 @@ class Demo:
 
     def metrics(self) -> None:
         text = urllib.request.urlopen(f"http://{METRICS}/metrics", timeout=5).read().decode()
-        wanted = ("orlop_leaks", "orlop_dead_shim_cleanups_total", "orlop_runc_init", "orlop_ledger_entries", "orlop_oldest_pending_release")
+        wanted = (
+            "orlop_leaks",
+            "orlop_dead_shim_cleanups_total",
+            "orlop_runc_init",
+            "orlop_ledger_entries",
+            "orlop_oldest_pending_release",
+        )
         print("\n".join(line for line in text.splitlines() if line.startswith(wanted)))
 
     def end(self) -> None:

@@ -12,6 +12,7 @@ one, on v1 systemd's named one, which has no controller, or `pids`.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import os
 import signal
@@ -35,6 +36,7 @@ class Incarnation:
         self._prefix = f"orlop-daemon-{hashlib.sha256(os.fsencode(state_dir)).hexdigest()[:12]}-"
         self._root = root
         self._proc = proc
+        self._own: Path | None = None
 
     async def begin(self) -> None:
         """End the children of earlier incarnations, then move this process into a cgroup of its own.
@@ -46,7 +48,14 @@ class Incarnation:
         parent = await in_thread(self._parent)
         for earlier in await in_thread(lambda: sorted(parent.glob(f"{self._prefix}*"))):
             await self._end(earlier)
-        await in_thread(_enter, parent / f"{self._prefix}{os.getpid()}")
+        self._own = parent / f"{self._prefix}{os.getpid()}"
+        await in_thread(_enter, self._own)
+
+    async def end(self) -> None:
+        """Leave the cgroup in order: back to where the daemon was started, and nothing stays. What still runs in it is left to
+        the next incarnation."""
+        if self._own is not None:
+            await in_thread(_leave, self._own)
 
     def _parent(self) -> Path:
         """The cgroup the daemon was started in, in the hierarchy that is used."""
@@ -91,6 +100,12 @@ def _members(cgroup: Path) -> set[int]:
 def _enter(cgroup: Path) -> None:
     cgroup.mkdir(exist_ok=True)
     (cgroup / "cgroup.procs").write_text(str(os.getpid()))
+
+
+def _leave(cgroup: Path) -> None:
+    with contextlib.suppress(OSError):
+        (cgroup.parent / "cgroup.procs").write_text(str(os.getpid()))
+        cgroup.rmdir()
 
 
 def _remove(cgroup: Path) -> None:

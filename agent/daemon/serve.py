@@ -88,7 +88,9 @@ async def _compose(settings: Settings, stack: AsyncExitStack) -> Pods:
     stack.push_async_callback(store.close)
     processes, mounts, cgroups, namespaces = Processes(), Mounts(), Cgroups(), Namespaces()
     stack.push_async_callback(processes.stop)
-    await Incarnation(processes, settings.state_dir).begin()
+    incarnation = Incarnation(processes, settings.state_dir)
+    await incarnation.begin()
+    stack.push_async_callback(incarnation.end)
     await cgroups.create(settings.shim_cgroup)
 
     exchange = Exchange()

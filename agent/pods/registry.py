@@ -158,8 +158,8 @@ class Table(Generic[L]):
     def __iter__(self) -> Iterator[L]:
         return iter(list(self._objects.values()))
 
-    def __contains__(self, id: object) -> bool:
-        return id in self._objects
+    def __contains__(self, wanted: object) -> bool:
+        return wanted in self._objects
 
     def __len__(self) -> int:
         return len(self._objects)
