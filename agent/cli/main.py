@@ -118,6 +118,20 @@ def rm(given: Options, pods: tuple[str, ...], grace: int) -> None:
     _calling(given, lambda client: remove(client, list(pods), grace))
 
 
+@main.command()
+@click.option("--config", type=click.Path(path_type=Path), help="Overrides the option of the same name before the command.")
+@options
+def audit(given: Options, config: Path | None) -> None:
+    """Compare the ledger with the node.
+
+    Shows what is leaked, missing, or could not be released yet, and what would release it; the daemon may be down. Exit code: 0 for
+    clean, 1 if there is any, 2 if the node could not be looked at.
+    """
+    from agent.cli.audit import run as run_audit
+
+    _reporting(lambda: run_audit(config or given.config, given.socket, given.output))
+
+
 @main.group()
 def image() -> None:
     """Images on this node."""

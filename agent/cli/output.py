@@ -12,6 +12,9 @@ import click
 from rich.console import Console
 from rich.table import Table
 
+_SENTENCES = ("what", "why", "releases")
+"""Columns that may take several lines."""
+
 
 def show(rows: Sequence[dict[str, Any]], columns: Sequence[str], output: str) -> None:
     """Print `rows` as a table of `columns`, or all of them as a JSON list."""
@@ -20,7 +23,7 @@ def show(rows: Sequence[dict[str, Any]], columns: Sequence[str], output: str) ->
         return
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in columns:
-        table.add_column(column.upper().replace("_", " "), no_wrap=column != "what", overflow="fold")
+        table.add_column(column.upper().replace("_", " "), no_wrap=column not in _SENTENCES, overflow="fold")
     for row in rows:
         table.add_row(*(_cell(row.get(column, "")) for column in columns))
     # A pipe has no width: never wrap there.

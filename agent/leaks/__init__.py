@@ -3,9 +3,10 @@
 `orlop audit` runs them once, the daemon every minute (`watch`). They only read: releasing is the ledger's business.
 """
 
-from agent.leaks.audit import audit
+from agent.leaks.audit import ReadLedger, audit
 from agent.leaks.finding import Finding, State, Thing
+from agent.leaks.owned import LedgerRead
 from agent.leaks.places import Places
 from agent.leaks.watch import watch
 
-__all__ = ["Finding", "Places", "State", "Thing", "audit", "watch"]
+__all__ = ["Finding", "LedgerRead", "Places", "ReadLedger", "State", "Thing", "audit", "watch"]

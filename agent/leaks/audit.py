@@ -19,12 +19,11 @@ from agent.leaks import cgroups, directories, held, inits, leases, mounts, pins,
 from agent.leaks.finding import Finding, State, Thing
 from agent.leaks.look import Detector, Look, ReadLeases
 from agent.leaks.node import Node
-from agent.leaks.owned import Owned
+from agent.leaks.owned import LedgerRead, Owned
 from agent.leaks.places import Places
-from agent.store.ledger import Resource
 
-ReadLedger = Callable[[], Awaitable[Sequence[Resource]]]
-"""Every entry: from a running daemon's memory, its admin API, or the files of one that is down. Raises OrlopError."""
+ReadLedger = Callable[[], Awaitable[LedgerRead]]
+"""Reads every entry: from a running daemon's memory, its admin API, or the files of one that is down. Raises OrlopError."""
 
 SETTLE = 1.0
 """Seconds between the two looks: a cleanup that is just under way gets that long to write down what it did."""
@@ -51,14 +50,11 @@ async def audit(
     places: Places,
     read_leases: ReadLeases,
     *,
-    served: bool,
     settle: float = SETTLE,
     sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
     clock: Callable[[], float] = time.time,
 ) -> list[Finding]:
     """Find what is not as the ledger says; set `metrics.leaks` and `metrics.missing`. Only reads, in a thread.
-
-    `served` tells whether the ledger is that of a running daemon, so that its process isn't taken for another agent.
 
     Raises:
         OSError: /proc or the cgroup file system can't be read.
@@ -66,8 +62,7 @@ async def audit(
     """
 
     async def look() -> list[Finding]:
-        resources = await ledger()
-        return await in_thread(_compare, resources, places, read_leases, served, clock)
+        return await in_thread(_compare, await ledger(), places, read_leases, clock)
 
     found = await look()
     if any(finding.state is not State.PENDING for finding in found):
@@ -78,10 +73,8 @@ async def audit(
     return found
 
 
-def _compare(
-    resources: Sequence[Resource], places: Places, read_leases: ReadLeases, served: bool, clock: Callable[[], float]
-) -> list[Finding]:
-    look = Look(Node.take(places, served=served, now=clock()), Owned(resources), read_leases)
+def _compare(read: LedgerRead, places: Places, read_leases: ReadLeases, clock: Callable[[], float]) -> list[Finding]:
+    look = Look(Node.take(places, served=read.served, now=clock()), Owned(read.resources), read_leases)
     findings: list[Finding] = []
     for thing, detector in DETECTORS:
         try:

@@ -12,12 +12,15 @@ from agent.leaks.node import named
 from agent.store.ledger import Kind
 
 _ID = re.compile(r"[0-9a-f]{64}")
-_POD = re.compile(rf"pod({_ID.pattern})")
+_POD = re.compile(rf"pod{_ID.pattern}")
+_COPIER = "log-copier"
+"""Its leaf beside those of the shims; it stays."""
 
 
 def find(look: Look) -> Iterator[Finding]:
-    yield from _shims(look)
-    yield from _pods(look)
+    if not look.node.another_orlop:  # whose settings may name the same cgroups
+        yield from _shims(look)
+        yield from _pods(look)
     yield from _containers(look)
 
 
@@ -30,18 +33,16 @@ def container_in(name: str) -> str:
 def _shims(look: Look) -> Iterator[Finding]:
     """The leaves that shims live in: the directory above them is the agent's alone."""
     for name, directory in sorted(look.node.cgroups_in(look.places.shim_cgroup).items()):
-        if name not in look.owned.bundles:
+        if name != _COPIER and name not in look.owned.bundles:
             path = f"{look.places.shim_cgroup.rstrip('/')}/{name}"
             yield _finding(look, path, directory, "the cgroup of a shim that the ledger doesn't have")
 
 
 def _pods(look: Look) -> Iterator[Finding]:
-    """Pod cgroups of the agent's own making. Two agents on one node make them at the same place."""
-    if look.node.others:
-        return
+    """Pod cgroups of the agent's own making."""
     owned = look.owned.keys(Kind.CGROUP)
-    for name, directory in sorted(look.node.cgroups_in(look.places.pod_cgroups).items()):
-        path = f"{look.places.pod_cgroups}/{name}"
+    for name, directory in sorted(look.node.cgroups_in(look.places.pod_cgroup).items()):
+        path = f"{look.places.pod_cgroup}/{name}"
         if _POD.fullmatch(name) and path not in owned:
             yield _finding(look, path, directory, "the cgroup of a pod that the ledger doesn't have")
 

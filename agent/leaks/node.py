@@ -15,6 +15,9 @@ from agent.linux import cgroupfs, files, procfs
 from agent.linux.mountinfo import MountInfo, parse_mountinfo
 from agent.linux.procfs import ProcessInfo
 
+INIT = 1
+"""The node's own init is in no container; and where we are in a container ourselves, it may be beyond our rights to look at."""
+
 
 @dataclass(frozen=True)
 class Node:
@@ -30,6 +33,7 @@ class Node:
     hierarchies: Mapping[str, Path]
     daemons: Sequence[int]
     """Every `orlop serve`, ours or not."""
+    another_orlop: bool
     others: Sequence[str]
     """Signs of another runtime on the node: what it makes can look like ours."""
 
@@ -51,6 +55,7 @@ class Node:
             mounts=parse_mountinfo(files.read(f"{places.proc}/self/mountinfo")),
             hierarchies=cgroupfs.hierarchies(places.cgroup_root),
             daemons=daemons,
+            another_orlop=len(daemons) > int(served),
             others=_others(places, processes, len(daemons) > int(served)),
         )
 

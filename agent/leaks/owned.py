@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 from agent.store.ledger import Kind, Resource, ResourceId
+
+
+@dataclass(frozen=True)
+class LedgerRead:
+    """One reading of the ledger."""
+
+    resources: Sequence[Resource]
+    served: bool
+    """By a running daemon, whose process is then not taken for another agent's; else it comes from the files of one that is down."""
 
 
 class Owned:

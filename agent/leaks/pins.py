@@ -13,7 +13,7 @@ from pathlib import Path
 from agent.errdefs import Unavailable
 from agent.leaks.finding import Finding, State, Thing
 from agent.leaks.look import Look
-from agent.leaks.node import Node
+from agent.leaks.node import INIT, Node
 from agent.store.ledger import Kind
 
 PREFIX = "cni-"
@@ -84,4 +84,4 @@ def _processes_in(node: Node, inodes: set[int]) -> set[int]:
     if node.unreadable:
         raise Unavailable(f"which network namespace process {', '.join(map(str, node.unreadable))} is in can't be read")
     names = {f"net:[{number}]": number for number in inodes}
-    return {names[name] for pid in node.processes if (name := node.namespace(pid, "net")) in names}
+    return {names[name] for pid in node.processes if pid != INIT and (name := node.namespace(pid, "net")) in names}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -34,12 +34,12 @@ class Runtime(Protocol):
     def work_dirs(self) -> Path: ...
     @property
     def engine_root(self) -> Path: ...
-    def socket_address(self, group: str) -> str: ...
+    def socket_addresses(self, group: str) -> tuple[str, ...]: ...
 
 
 @dataclass(frozen=True)
 class Places:
-    """Paths and names by which a resource is known for ours. The last three are others in tests only."""
+    """Paths and names by which a resource is known for ours. The last four are others in tests only."""
 
     state_dir: Path
     """/run/orlop"""
@@ -54,9 +54,9 @@ class Places:
     """What our shims have as `-address`."""
     shim_cgroup: str
     """Below it, one leaf per shim."""
-    shim_socket: Callable[[str], str]
-    """The path of the socket of the shim that was started with an id."""
-    pod_cgroups: str = "/orlop"
+    shim_sockets: Callable[[str], Sequence[Path]]
+    """The sockets of the shim that was started with an id."""
+    pod_cgroup: str
     """The cgroup parent of pods whose client names none."""
     leases: Path = Path("/var/lib/cni/networks")
     """host-local's directory."""
@@ -65,7 +65,7 @@ class Places:
     other_runtimes: tuple[Path, ...] = OTHER_RUNTIMES
 
     @classmethod
-    def of(cls, runtime: Runtime, netns_dir: Path) -> Places:
+    def of(cls, runtime: Runtime, *, netns_dir: Path, pod_cgroup: str) -> Places:
         """The places of an agent with this configuration."""
         return cls(
             state_dir=runtime.state_dir,
@@ -76,7 +76,8 @@ class Places:
             engine_state=runtime.engine_root / runtime.namespace,
             address=runtime.address,
             shim_cgroup=runtime.shim_cgroup,
-            shim_socket=lambda shim: runtime.socket_address(shim).removeprefix("unix://"),
+            shim_sockets=lambda shim: [Path(address.removeprefix("unix://")) for address in runtime.socket_addresses(shim)],
+            pod_cgroup=pod_cgroup,
         )
 
     @property

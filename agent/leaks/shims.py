@@ -26,7 +26,7 @@ def find(look: Look) -> Iterator[Finding]:
                 what=f"process {process.pid} ({shim.binary} {shim.action} -id {shim.id})".replace("  ", " "),
                 owner="orlop",
                 state=State.LEAKED,
-                why=f"{why}; it pins the socket {look.places.shim_socket(shim.id)}, its cgroup, and the containers in it",
+                why=f"{why}; it pins the socket {look.places.shim_sockets(shim.id)[0]}, its cgroup, and the containers in it",
                 releases=_RELEASES,
                 since=look.node.started(process),
                 identity=str(process.start_time),

@@ -22,10 +22,10 @@ def find(look: Look) -> Iterator[Finding]:
         path.name.lstrip(".") for directory in (places.bundles, places.work_dirs, places.engine_state) for path in entries(directory)
     }
     ours = _paths(look, leftovers)
-    for path in entries(Path(places.shim_socket("any")).parent):
-        if str(path) in used or not _is_socket(path):
+    for path in entries(places.shim_sockets("any")[0].parent):
+        if path in used or not _is_socket(path):
             continue
-        if str(path) in ours:
+        if path in ours:
             yield _finding(path, "orlop", "of a shim of the agent's whose bundle, work directory or engine state was left as well")
         elif not look.node.others:
             yield _finding(path, "unknown", "that is none of a shim that the ledger has, and no other shim runs on the node")
@@ -39,8 +39,8 @@ def _running(look: Look) -> Iterator[str]:
             yield shim.id
 
 
-def _paths(look: Look, ids: Iterable[str]) -> set[str]:
-    return {look.places.shim_socket(shim) for shim in ids}
+def _paths(look: Look, ids: Iterable[str]) -> set[Path]:
+    return {path for shim in ids for path in look.places.shim_sockets(shim)}
 
 
 def _is_socket(path: Path) -> bool:

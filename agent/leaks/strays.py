@@ -13,7 +13,7 @@ from pathlib import Path
 from agent.leaks import inits
 from agent.leaks.finding import Finding, State, Thing
 from agent.leaks.look import Look
-from agent.leaks.node import Node, named
+from agent.leaks.node import INIT, Node, named
 from agent.linux import files
 from agent.linux.mountinfo import parse_mountinfo
 from agent.linux.procfs import ProcessInfo
@@ -30,7 +30,7 @@ def find(look: Look) -> Iterator[Finding]:
     snapshots = _Snapshots(look.node)
     for process in look.node.processes.values():
         try:
-            key = "" if inits.waits(process) else snapshots.of(process)
+            key = "" if process.pid == INIT or inits.waits(process) else snapshots.of(process)
         except OSError as error:
             unreadable[process.pid] = str(error)
             continue

@@ -30,7 +30,7 @@ async def watch(
     while True:
         await sleep(interval)
         try:
-            found = await audit(ledger, places, read_leases, served=True, sleep=sleep)
+            found = await audit(ledger, places, read_leases, sleep=sleep)
         except (OSError, OrlopError) as error:
             if str(error) != problem:
                 problem = str(error)

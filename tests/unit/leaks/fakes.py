@@ -11,6 +11,7 @@ from typing import Any
 
 from agent.leaks.audit import audit
 from agent.leaks.finding import Finding
+from agent.leaks.owned import LedgerRead
 from agent.leaks.places import Places
 from agent.store.kinds import Kind
 from agent.store.ledger import Intent, Resource, State
@@ -22,6 +23,10 @@ STRANGER = "f" * 64
 BOOTED = 1_000_000
 NOW = BOOTED + 10_000.0
 TICKS = os.sysconf("SC_CLK_TCK")
+
+
+def _hash(name: str) -> str:
+    return hashlib.sha256(name.encode()).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -41,6 +46,7 @@ class FakeNode:
     leases: list[FakeLease] = field(default_factory=list)
     slept: list[float] = field(default_factory=list)
     now: float = NOW
+    served: bool = False
 
     def __post_init__(self) -> None:
         state, root = self.top / "run/orlop", self.top / "lib/orlop"
@@ -53,7 +59,8 @@ class FakeNode:
             engine_state=state / "runc/k8s.io",
             address=str(state / "orlop.sock"),
             shim_cgroup="/orlop-shims",
-            shim_socket=lambda shim: str(self.top / "run/containerd/s" / hashlib.sha256(shim.encode()).hexdigest()),
+            shim_sockets=lambda shim: [self.top / "run/containerd/s" / _hash(name) for name in (shim, f"{shim}/debug")],
+            pod_cgroup="/orlop-pods",
             leases=self.top / "networks",
             proc=self.top / "proc",
             cgroup_root=self.top / "cgroup",
@@ -123,10 +130,8 @@ class FakeNode:
 
     # ---- what is found
 
-    async def audit(self, *, served: bool = False) -> list[Finding]:
-        return await audit(
-            self.read, self.places, self.read_leases, served=served, settle=1, sleep=self.sleep, clock=lambda: self.now
-        )  # fmt: skip
+    async def audit(self) -> list[Finding]:
+        return await audit(self.read, self.places, self.read_leases, settle=1, sleep=self.sleep, clock=lambda: self.now)
 
     async def found(self) -> list[tuple[str, str, str]]:
         """Kind, state and owner of each finding."""
@@ -137,8 +142,8 @@ class FakeNode:
         [finding] = await self.audit()
         return finding
 
-    async def read(self) -> list[Resource]:
-        return list(self.ledger)
+    async def read(self) -> LedgerRead:
+        return LedgerRead(list(self.ledger), self.served)
 
     def read_leases(self, directory: Path) -> Iterable[FakeLease]:
         assert directory == self.places.leases

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import pytest
 from structlog.testing import capture_logs
 
 from agent import metrics
 from agent.errdefs import Unavailable
-from agent.leaks import Thing, audit, watch
+from agent.leaks import LedgerRead, Thing, audit, watch
 from agent.leaks.finding import State
 from agent.store.kinds import Kind
-from agent.store.ledger import Resource
 from agent.store.ledger import State as EntryState
 from tests.unit.leaks.fakes import CONTAINER, SANDBOX, STRANGER, FakeNode
 
@@ -41,7 +40,7 @@ async def between(node: FakeNode, change: Callable[[], object]) -> list[tuple[st
     async def sleep(_: float) -> None:
         change()
 
-    found = await audit(node.read, node.places, node.read_leases, served=False, sleep=sleep, clock=lambda: node.now)
+    found = await audit(node.read, node.places, node.read_leases, sleep=sleep, clock=lambda: node.now)
     return [(finding.kind.value, finding.state.value, finding.owner) for finding in found]
 
 
@@ -179,7 +178,7 @@ async def test_the_watch_goes_on_when_it_can_not_look(node: FakeNode) -> None:
 
 
 async def test_the_watch_goes_on_when_the_ledger_can_not_be_read(node: FakeNode) -> None:
-    async def unreadable() -> Sequence[Resource]:
+    async def unreadable() -> LedgerRead:
         raise Unavailable("no ledger")
 
     with capture_logs() as logs, pytest.raises(asyncio.CancelledError):

@@ -99,6 +99,15 @@ async def test_a_network_namespace_with_a_process_in_it(node: FakeNode) -> None:
     assert await node.found() == []
 
 
+async def test_the_nodes_init_may_be_beyond_our_rights(node: FakeNode) -> None:
+    node.process(1, "init")
+    for name in ("net", "mnt"):
+        (node.places.proc / "1/ns" / name).unlink()
+        (node.places.proc / "1/ns" / name).touch()
+    network_pin(node)
+    assert await node.found() == [("netns", "leaked", "unknown")]
+
+
 async def test_a_network_namespace_of_which_it_can_not_be_told(node: FakeNode) -> None:
     network_pin(node)
     (node.places.proc / "6/stat").mkdir(parents=True)
@@ -127,9 +136,8 @@ def second_orlop(node: FakeNode) -> None:
 async def test_beside_another_runtime_what_looks_the_same_is_taken_for_its_own(node: FakeNode, sign: object) -> None:
     network_pin(node)
     node.leases.append(FakeLease("10.1.0.5", STRANGER))
-    node.cgroup(f"/orlop/pod{STRANGER}")
     stale_socket(node, STRANGER)
-    assert [kind for kind, _, _ in await node.found()] == ["netns", "cni", "cgroup", "socket"]
+    assert [kind for kind, _, _ in await node.found()] == ["netns", "cni", "socket", "socket"]
     assert callable(sign)
     sign(node)
     assert await node.found() == []
@@ -138,8 +146,10 @@ async def test_beside_another_runtime_what_looks_the_same_is_taken_for_its_own(n
 async def test_our_own_daemon_is_no_other_runtime(node: FakeNode) -> None:
     node.process(70, "/usr/bin/orlop", "serve")
     network_pin(node)
-    assert await node.audit(served=False) == []
-    assert len(await node.audit(served=True)) == 1
+    node.cgroup(f"/orlop-shims/{STRANGER}")
+    assert await node.found() == []
+    node.served = True
+    assert len(await node.found()) == 2
 
 
 # ---- addresses
@@ -160,6 +170,7 @@ async def test_the_cgroup_of_a_shim(node: FakeNode) -> None:
     node.cgroup(f"/orlop-shims/{STRANGER}")
     node.cgroup(f"/orlop-shims/{SANDBOX}")
     node.cgroup(f"/orlop-shims/{CONTAINER}")
+    node.cgroup("/orlop-shims/log-copier")
     node.owns(Kind.SHIM, SANDBOX, EntryState.INTENDED)
     node.owns(Kind.TASK, CONTAINER, EntryState.INTENDED)
     node.process(30, "virtiofsd", cgroup=f"/orlop-shims/{STRANGER}/x")
@@ -169,11 +180,11 @@ async def test_the_cgroup_of_a_shim(node: FakeNode) -> None:
 
 
 async def test_the_cgroup_of_a_pod(node: FakeNode) -> None:
-    node.cgroup(f"/orlop/pod{STRANGER}/{CONTAINER}")
-    node.cgroup(f"/orlop/pod{SANDBOX}")
-    node.cgroup("/orlop/something")
-    node.owns(Kind.CGROUP, f"/orlop/pod{SANDBOX}", EntryState.INTENDED)
-    assert [finding.what for finding in await node.audit()] == [f"/orlop/pod{STRANGER}"]
+    node.cgroup(f"/orlop-pods/pod{STRANGER}/{CONTAINER}")
+    node.cgroup(f"/orlop-pods/pod{SANDBOX}")
+    node.cgroup("/orlop-pods/something")
+    node.owns(Kind.CGROUP, f"/orlop-pods/pod{SANDBOX}", EntryState.INTENDED)
+    assert [finding.what for finding in await node.audit()] == [f"/orlop-pods/pod{STRANGER}"]
 
 
 @pytest.mark.parametrize("name", [STRANGER, f"cri-orlop-{STRANGER}.scope"])
@@ -206,17 +217,19 @@ async def test_cgroups_of_every_hierarchy(node: FakeNode) -> None:
 
 
 def stale_socket(node: FakeNode, shim: str) -> Path:
-    path = Path(node.places.shim_socket(shim))
-    node.has(path.parent)
-    os.mknod(path, stat.S_IFSOCK | 0o600)
-    return path
+    """And that of its profiler."""
+    service, profiler = node.places.shim_sockets(shim)
+    node.has(service.parent)
+    os.mknod(service, stat.S_IFSOCK | 0o600)
+    os.mknod(profiler, stat.S_IFSOCK | 0o600)
+    return service
 
 
 async def test_a_socket_that_nobody_can_have(node: FakeNode) -> None:
     path = stale_socket(node, STRANGER)
     (path.parent / "file").touch()
-    finding = await node.only()
-    assert (finding.kind, finding.what, finding.owner) == (Thing.SOCKET, str(path), "unknown")
+    assert {finding.what for finding in await node.audit()} == set(map(str, node.places.shim_sockets(STRANGER)))
+    assert await node.found() == [("socket", "leaked", "unknown")] * 2
 
 
 @pytest.mark.parametrize("kind", [Kind.SHIM, Kind.TASK])
@@ -237,4 +250,4 @@ async def test_a_socket_is_known_by_what_else_was_left(node: FakeNode) -> None:
     stale_socket(node, STRANGER)
     containerd(node)
     node.has(node.places.bundles / f".{STRANGER}")
-    assert await node.found() == [("bundle", "leaked", "orlop"), ("socket", "leaked", "orlop")]
+    assert await node.found() == [("bundle", "leaked", "orlop"), *[("socket", "leaked", "orlop")] * 2]
