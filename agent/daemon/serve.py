@@ -7,6 +7,7 @@ anything is replayed; then the parts; the socket, which answers List and Status 
 from __future__ import annotations
 
 import asyncio
+import os
 import resource
 import signal
 import sys
@@ -15,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
 
 from agent import log, timeouts
-from agent.aio import Supervisor, in_thread
+from agent.aio import Supervisor, in_thread, loopguard
 from agent.config.settings import Settings
 from agent.content.store import ContentStore
 from agent.daemon import health, releasers
@@ -54,6 +55,8 @@ async def serve(settings: Settings) -> None:
         FailedPrecondition: another daemon uses the state directory.
         Unavailable: a socket or address can't be had.
     """
+    if os.environ.get("ORLOP_LOOP_GUARD"):
+        loopguard.install()
     stopping = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):

@@ -9,13 +9,15 @@ from agent.pods.context import Pods
 from cri.api import api_pb2 as cri
 
 NAME = "orlop"
+_VERSION = metadata.version(NAME)
+"""Read here, at import: it comes from files, and Version is asked for every few seconds."""
 _KUBELET_API = "0.1.0"
 """What every runtime answers here; the field is older than the CRI's own versioning."""
 
 
 async def version(pods: Pods, request: cri.VersionRequest) -> cri.VersionResponse:
     """CRI Version."""
-    return cri.VersionResponse(version=_KUBELET_API, runtime_name=NAME, runtime_version=metadata.version("orlop"), runtime_api_version="v1")
+    return cri.VersionResponse(version=_KUBELET_API, runtime_name=NAME, runtime_version=_VERSION, runtime_api_version="v1")
 
 
 async def status(pods: Pods, request: cri.StatusRequest) -> cri.StatusResponse:

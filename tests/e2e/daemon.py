@@ -18,6 +18,7 @@ from pathlib import Path
 
 import grpc
 
+from agent.aio import loopguard
 from cri.api import api_pb2 as cri
 from tests.e2e.client import Client
 from tests.e2e.node import CGROUP_PARENT
@@ -94,7 +95,7 @@ engine = "{pair.engine_path}"
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "agent.cli.main", "serve", "--config", self.config],
                 cwd=REPO,
-                env={**os.environ, "ORLOP_FAILPOINTS": failpoints},
+                env={**os.environ, "ORLOP_FAILPOINTS": failpoints, "ORLOP_LOOP_GUARD": "1"},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -133,7 +134,10 @@ engine = "{pair.engine_path}"
         return code
 
     def stop(self) -> None:
-        """SIGTERM, upon which it has to end in order within STOP_BUDGET; pods live on. Does nothing if it doesn't run."""
+        """SIGTERM, upon which it has to end in order within STOP_BUDGET; pods live on. Does nothing if it doesn't run.
+
+        Fails as well if the loop guard has caught a call in it, or in an earlier daemon with this log, that can block the event loop.
+        """
         if self._process is None:
             return
         self._process.send_signal(signal.SIGTERM)
@@ -143,6 +147,8 @@ engine = "{pair.engine_path}"
             self.kill9()
             raise AssertionError(f"the daemon didn't end within {STOP_BUDGET} s of SIGTERM:\n{self.log_tail()}") from None
         assert code == 0, f"the daemon ended with {code} on SIGTERM:\n{self.log_tail()}"
+        blocked = [line for line in self.log.read_text(errors="replace").splitlines() if loopguard.EVENT in line]
+        assert not blocked, "\n".join(blocked)
 
     def restart(self, *, failpoints: str = "") -> None:
         self.stop()
@@ -153,7 +159,7 @@ engine = "{pair.engine_path}"
         done = subprocess.run(
             [sys.executable, "-m", "agent.cli.main", *arguments],
             cwd=REPO,
-            env={**os.environ, "ORLOP_SOCKET": str(self.socket)},
+            env={**os.environ, "ORLOP_SOCKET": str(self.socket), "ORLOP_CONFIG": str(self.config)},
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,

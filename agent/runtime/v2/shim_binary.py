@@ -32,6 +32,8 @@ from agent.runtime.v2.node import Processes
 
 _log = log.get("runtime")
 
+_VERSION = f"orlop {metadata.version('orlop')}"
+"""Read at import: it comes from files."""
 _DEPRECATED = b"deprecated API"
 """In the stderr of a shim that wants `BootstrapParams`."""
 
@@ -169,7 +171,7 @@ class ShimBinaries:
             instance_id=shim_id,
             namespace=self._config.namespace,
             log_level=LOG_LEVEL_DEBUG if self._config.debug else LOG_LEVEL_INFO,
-            containerd_version=f"orlop {metadata.version('orlop')}",
+            containerd_version=_VERSION,
             containerd_ttrpc_address=self._config.ttrpc_address,
             containerd_grpc_address=self._config.address,
             containerd_binary=self._config.publish_binary,
