@@ -27,8 +27,10 @@ from typing import ParamSpec, Protocol
 
 from agent import failpoints, log, timeouts
 from agent.aio import KeyedLock, Supervisor, in_thread
-from agent.errdefs import AlreadyExists, FailedPrecondition, Internal, InvalidArgument, NotFound, OrlopError, from_code
+from agent.errdefs import AlreadyExists, Busy, FailedPrecondition, Internal, InvalidArgument, NotFound, OrlopError, from_code
 from agent.identifiers import validate
+from agent.linux import files
+from agent.linux.mountinfo import parse_mountinfo
 from agent.linux.mounts import Mount
 from agent.linux.processes import Command, Completed
 from agent.snapshots import layers as layout
@@ -64,16 +66,27 @@ class Usage:
 class Snapshotter:
     """Layers and snapshots under `root`. `open()` first; one per directory.
 
-    `parallel` unpack workers run at once, in `cgroup` (relative path, as in `Command`), which ends with the daemon.
+    `parallel` unpack workers run at once, in `cgroup` (relative path, as in `Command`), which ends with the daemon. `proc` is
+    another place in tests only.
     """
 
-    def __init__(self, root: Path, processes: Runner, *, limits: Limits | None = None, parallel: int = 0, cgroup: str = "") -> None:
+    def __init__(
+        self,
+        root: Path,
+        processes: Runner,
+        *,
+        limits: Limits | None = None,
+        parallel: int = 0,
+        cgroup: str = "",
+        proc: Path = Path("/proc"),
+    ) -> None:
         if set(str(root)) & set(",:\\"):
             raise InvalidArgument(f"snapshot root {root}: overlay mount options can't name a path with ',', ':' or '\\' in it")
         self.root = root
         self._unpack, self._layers_dir, self._links = root / "unpack", root / "layers", root / "l"
         self._containers_dir, self._trash = root / "containers", root / "trash"
         self._processes = processes
+        self._proc = proc
         self._limits = limits or Limits()
         self._workers = asyncio.Semaphore(parallel or os.cpu_count() or 1)
         self._cgroup = cgroup
@@ -90,7 +103,8 @@ class Snapshotter:
         """Learn what is on disk, and get rid of what nobody owns.
 
         `known` are the keys of the snapshots in the ledger. Everything in `unpack/` goes, for its workers are dead by now, and
-        so do snapshots that are not known. Returns what was found, relative to the root; the files are deleted in the background.
+        so do snapshots that are not known, unless they are mounted: a ledger that was lost must not cost a running container its
+        files. Returns what was found, relative to the root; the files are deleted in the background.
         """
         unowned = await in_thread(self._open, known)
         self._supervisor.start(self._empty_trash(), name="empty the trash")
@@ -107,8 +121,12 @@ class Snapshotter:
         for link in [link for link in self._links.iterdir() if link.name not in shorts]:
             link.unlink()
         unowned += self._unpack.iterdir()
+        mounted = _mounted_uppers(self._proc)
         for directory in self._containers_dir.iterdir():
-            if directory.name in known:
+            mount_point = mounted.get(str(directory / "fs"))
+            if mount_point is not None and directory.name not in known:
+                _log.error("a snapshot that nobody owns is mounted, and kept", snapshot=directory.name, mount=mount_point)
+            if mount_point is not None or directory.name in known:
                 with suppress(FileNotFoundError):  # cut off before it was written: nothing stands on a layer yet
                     self._containers[directory.name] = (directory / "chain").read_text()
             else:
@@ -261,13 +279,19 @@ class Snapshotter:
     async def remove(self, key: str) -> None:
         """Remove a container's snapshot; nothing there: no-op. The release of a ledger entry SNAPSHOT.
 
-        It must not be mounted any more. Raises Busy: something is mounted inside it; OSError.
+        Raises:
+            Busy: it is mounted, or something is mounted inside it. Nothing was removed.
         """
         directory = self._containers_dir / validate(key, "snapshot key")
         await failpoints.hit("snapshots.remove.rmtree")
-        await self._guarded(key, remove_tree, directory)
+        await self._guarded(key, self._remove, directory)
         self._containers.pop(key, None)
         self._usage.pop(key, None)
+
+    def _remove(self, directory: Path) -> None:
+        if (mount_point := _mounted_uppers(self._proc).get(str(directory / "fs"))) is not None:
+            raise Busy(f"snapshot {directory.name} is mounted at {mount_point}; it is removed after that is unmounted")
+        remove_tree(directory)
 
     def exists(self, key: str) -> bool:
         """Whether a container's snapshot is there, or being made."""
@@ -340,6 +364,17 @@ class Snapshotter:
         # -I: neither the working directory nor PYTHON* variables decide what runs as root.
         argv = (sys.executable, "-I", "-m", f"agent.snapshots.{module}")
         return await self._processes.run(Command(argv, Path("/"), _WORKER_ENV, request, budget, self._cgroup, pass_fds))
+
+
+def _mounted_uppers(proc: Path) -> dict[str, str]:
+    """Upper directories of the overlay mounts in our mount namespace, where shims make them too, and where each is mounted."""
+    lines = [line for line in files.read(f"{proc}/self/mountinfo").splitlines() if b"upperdir=" in line]
+    return {
+        option.removeprefix("upperdir="): str(mount.mount_point)
+        for mount in parse_mountinfo(b"\n".join(lines))
+        for option in mount.super_options.split(",")
+        if option.startswith("upperdir=")
+    }
 
 
 def _make_unpack_directory(directory: Path) -> None:

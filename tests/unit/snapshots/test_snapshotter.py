@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from agent import failpoints
-from agent.errdefs import AlreadyExists, DataLoss, FailedPrecondition, Internal, InvalidArgument, NotFound
+from agent.errdefs import AlreadyExists, Busy, DataLoss, FailedPrecondition, Internal, InvalidArgument, NotFound
 from agent.linux.mounts import Mount
 from agent.snapshots.layers import Layer, chain_ids
 from agent.snapshots.snapshotter import Snapshotter
@@ -234,6 +234,32 @@ async def test_a_cancelled_prepare_can_be_removed(fixture: Fixture) -> None:
     failpoints.configure("")
     await fixture.snapshots.remove("c1")
     assert fixture.snapshots.unused(()) == [layer.chain_id]
+
+
+async def test_what_is_mounted_is_never_removed(tmp_path: Path) -> None:
+    """Neither by a release that comes too early, nor by a start that has lost its ledger."""
+    fixture = Fixture(tmp_path)
+    proc = tmp_path / "proc"
+    (proc / "self").mkdir(parents=True)
+    upper = tmp_path / "snapshots/containers/c1/fs"
+    line = f"40 30 0:50 / /run/orlop/x/rootfs rw,relatime - overlay overlay rw,lowerdir=/l/0,upperdir={upper},workdir=/w,volatile\n"
+    (proc / "self/mountinfo").write_text("30 1 254:0 / / rw - ext4 /dev/vda rw\n" + line)
+    fixture.snapshots = Snapshotter(tmp_path / "snapshots", fixture.runner, proc=proc)
+    await fixture.snapshots.open(())
+    layer = await fixture.add({"x": b""})
+    for key in ("c1", "c2"):
+        await fixture.snapshots.prepare(key, layer.chain_id)
+    with pytest.raises(Busy, match="c1 is mounted at /run/orlop/x/rootfs"):
+        await fixture.snapshots.remove("c1")
+    assert upper.is_dir()
+    again = Snapshotter(tmp_path / "snapshots", fixture.runner, proc=proc)
+    assert await again.open(()) == ["containers/c2"]
+    await again.close(5)
+    assert upper.is_dir()
+    assert again.unused(()) == []
+    (proc / "self/mountinfo").write_text("")
+    await again.remove("c1")
+    assert not upper.exists()
 
 
 async def test_usage(fixture: Fixture) -> None:
