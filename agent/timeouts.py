@@ -59,3 +59,5 @@ SNAPSHOT_USAGE = 60.0
 """One walk over what all containers have written."""
 STORE_CLOSE = 10.0
 """Writing what is pending and closing the databases when the daemon stops; a hung disk gets no more."""
+LOG_COPIER_END = 1.0
+"""For a copier without containers to end, after the daemon has let go of it."""

@@ -10,18 +10,18 @@ import asyncio
 import os
 import resource
 import signal
-import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 
-from agent import log, timeouts
+from agent import leaks, log, timeouts
 from agent.aio import Supervisor, in_thread, loopguard
 from agent.config.settings import Settings
 from agent.content.store import ContentStore
-from agent.daemon import health, releasers
+from agent.daemon import health, layout, releasers
 from agent.daemon.incarnation import Incarnation
 from agent.daemon.notify import notify
+from agent.errdefs import OrlopError
 from agent.events import Exchange
 from agent.images.service import ImageService
 from agent.linux.cgroups import Cgroups
@@ -29,11 +29,11 @@ from agent.linux.mounts import Mounts
 from agent.linux.namespaces import Namespaces
 from agent.linux.processes import Processes
 from agent.logs.client import LogCopier
+from agent.network import read_leases
 from agent.network.network import Network
 from agent.pods import exits, facts, recovery
 from agent.pods.context import Pods
 from agent.pods.registry import Registry
-from agent.runtime.v2.config import RuntimeConfig
 from agent.runtime.v2.manager import TaskManager
 from agent.snapshots.snapshotter import Snapshotter
 from agent.store.release import Releases
@@ -94,6 +94,7 @@ async def _compose(settings: Settings, stack: AsyncExitStack) -> Pods:
     incarnation = Incarnation(processes, settings.state_dir)
     await incarnation.begin()
     stack.push_async_callback(incarnation.end)
+    stack.push_async_callback(_remove_cgroups, cgroups, settings)
     await cgroups.create(settings.shim_cgroup)
 
     exchange = Exchange()
@@ -118,14 +119,7 @@ async def _compose(settings: Settings, stack: AsyncExitStack) -> Pods:
     await network.start()
     stack.push_async_callback(network.stop, timeouts.DAEMON_STOP)
 
-    runtime = RuntimeConfig(
-        state_dir=settings.state_dir,
-        root_dir=settings.root_dir,
-        address=str(settings.socket),
-        ttrpc_address=str(settings.state_dir / "events.sock"),
-        publish_binary=sys.executable,
-        shim_cgroup=settings.shim_cgroup,
-    )
+    runtime = layout.runtime_config(settings)
     tasks = TaskManager(runtime, ledger=store.ledger, exchange=exchange, processes=processes, mounts=mounts, cgroups=cgroups)
     await tasks.start()
     stack.push_async_callback(tasks.stop)
@@ -167,8 +161,24 @@ async def _compose(settings: Settings, stack: AsyncExitStack) -> Pods:
     background.start(releases.run_pending(asyncio.Event()), name="pending releases")
     background.start(health.watch_lag(), name="loop lag")
     background.start(health.watch_pins(pods), name="pins")
+    background.start(leaks.watch(_ledger_reader(store), layout.places(settings), read_leases), name="audit")
 
     metrics_server = MetricsServer(settings.metrics_address)
     await metrics_server.start()
     stack.push_async_callback(metrics_server.stop)
     return pods
+
+
+def _ledger_reader(store: Store) -> leaks.ReadLedger:
+    async def read() -> leaks.LedgerRead:
+        return leaks.LedgerRead(store.ledger.all(), served=True)
+
+    return read
+
+
+async def _remove_cgroups(cgroups: Cgroups, settings: Settings) -> None:
+    """Leave nothing on a node without pods: these are empty then. With pods they hold the shims, and stay."""
+    for path in (settings.shim_cgroup, settings.pod_cgroup):
+        with suppress(OrlopError):
+            await cgroups.wait_empty(path, timeouts.LOG_COPIER_END)
+            await cgroups.remove(path)

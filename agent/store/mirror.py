@@ -21,7 +21,7 @@ class Mirror:
         for gauge in self._gauges.values():
             gauge.set(0)
         # The age is computed when it is read, by whatever thread serves the metrics: list() of a dict's values is atomic.
-        metrics.oldest_pending_release.set_function(lambda: clock() - min(list(self._failing_since.values()), default=clock()))
+        metrics.oldest_pending_release.set_function(lambda: max(0.0, clock() - min(list(self._failing_since.values()), default=clock())))
 
     def put(self, resource: Resource) -> None:
         """Add, or replace in its place."""
