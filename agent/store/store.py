@@ -24,6 +24,7 @@ _log = log.get("store")
 
 BOOT_FILE = "boot.db"
 DISK_FILE = "disk.db"
+_LOCK_PATIENCE = 0.5
 
 
 class Store:
@@ -142,6 +143,18 @@ class Store:
         await asyncio.gather(self._boot.close(), self._disk.close())
 
 
+def _lock(directory: int) -> None:
+    """A child of a daemon that was just killed holds the lock from its fork to its exec; nobody else lets go of it that soon."""
+    deadline = time.monotonic() + _LOCK_PATIENCE
+    while True:
+        try:
+            return fcntl.flock(directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() >= deadline:
+                raise
+        time.sleep(0.02)
+
+
 def _lock_all(directories: tuple[Path, ...]) -> list[int]:
     locks: list[int] = []
     try:
@@ -149,7 +162,7 @@ def _lock_all(directories: tuple[Path, ...]) -> list[int]:
             directory.mkdir(mode=0o711, parents=True, exist_ok=True)
             # The directory itself is locked: that needs no space on a full disk. Children don't inherit it (O_CLOEXEC).
             locks.append(os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
-            fcntl.flock(locks[-1], fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _lock(locks[-1])
     except OSError as error:
         _unlock(locks)
         if isinstance(error, BlockingIOError):
