@@ -25,6 +25,10 @@ async def test_keeps_both_streams_until_their_end(tmp_path: Path) -> None:
     assert capture.stdio.stdout == str(tmp_path / "io" / "e1" / "stdout")
     shim = Shim(capture.stdio)
     shim.write(b"out\n")
+    shim.close_stream("stdout")
+    await until(lambda: capture.stdout == b"out\n", "output captured")
+    with pytest.raises(errdefs.DeadlineExceeded):
+        await capture.drained(0.01)
     shim.write(b"err\n", "stderr")
     shim.close()
     await capture.drained(20)

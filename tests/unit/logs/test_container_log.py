@@ -185,7 +185,7 @@ async def test_a_writer_of_which_the_kernel_says_nothing_is_found_at_the_second_
     shim.write(b"begin")
     container.turn(node.scratch)
     assert not container.overlooked()
-    rest = b" and so on\n" * 20_000
+    rest = b" and so on\n" * 200_000
     writing = asyncio.create_task(asyncio.to_thread(shim.write_at_once, rest))
     await until(lambda: node.waiting() > 100_000, "the FIFO full")
     assert not container.overlooked()

@@ -209,8 +209,11 @@ def test_what_a_failed_turn_left_behind_gets_into_no_other_log(node: Node, monke
 
 def test_an_unwatched_container_is_not_copied_but_does_what_is_posted(node: Node) -> None:
     container, shim = node.add("a")
+    registered = Path(f"/proc/self/fdinfo/{node.turns._epoll.fileno()}")
+    assert registered.read_text().count("tfd:") == 2  # its FIFO, and what wakes the thread
     node.turns.unwatch(container)
     node.turns.unwatch(container)
+    assert registered.read_text().count("tfd:") == 1
     shim.write(b"one\n")
     node.turns.post(container, container.close).result(20)
     assert text(node.log("a").read_bytes()) == b"one\n"

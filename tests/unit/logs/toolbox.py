@@ -57,11 +57,15 @@ class Shim:
         """To stdout, in a single write, as a container does whose stdout is the FIFO itself."""
         assert os.write(self._ends["stdout"][0], data) == len(data)
 
+    def close_stream(self, stream: str) -> None:
+        """The container closed one of them."""
+        for descriptor in self._ends.pop(stream):
+            os.close(descriptor)
+
     def close(self) -> None:
         """The container is gone, and the shim with it. Idempotent."""
-        while self._ends:
-            for descriptor in self._ends.popitem()[1]:
-                os.close(descriptor)
+        for stream in list(self._ends):
+            self.close_stream(stream)
 
 
 async def until(condition: Callable[[], bool], what: str) -> None:
