@@ -392,8 +392,9 @@ class TaskManager:
         await self._bundles.write(task.bundle, "shim-binary-path", task.record.binary)
 
     async def _send_create(self, task: Task, request: CreateTask) -> None:
-        task.record = replace(task.record, create=True)
-        await self._node.ledger.hold(Kind.TASK, task.id, task.record.to_data())
+        intended = replace(task.record, create=True)
+        await self._node.ledger.hold(Kind.TASK, task.id, intended.to_data())
+        task.record = intended
         task.move(Stage.LIVE)
         pid = await task.send_create(request, options.of_handler(request.handler, self._config))
         if pid in (0, _NO_PID):
