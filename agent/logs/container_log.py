@@ -93,7 +93,7 @@ class Stream:
         """Whether more came behind an unfinished line in the FIFO, and epoll doesn't tell: asked twice, as it may just be late.
 
         A writer tells when its write is complete, and before it waits for room only if the FIFO was empty at first
-        (pipe_write in fs/pipe.c). Real shims write 32 KiB, which has room; for one that writes more nothing may stay.
+        (pipe_write in fs/pipe.c). Shims write 4 KiB (runc's) to 32 KiB, which has room; for who writes more nothing may stay.
         """
         if not self.left or self.available() <= self.left:
             return False
@@ -184,10 +184,10 @@ class ContainerLog:
         """Whether there is something to read of which epoll says nothing. Between turns only."""
         return any(stream.overlooked() for stream in self.streams if stream.descriptor >= 0)
 
-    def open(self, _scratch: Scratch) -> None:
+    def open(self, scratch: Scratch) -> None:
         """Work: open the log; if that fails, close everything. Raises OSError."""
         try:
-            self.reopen(_scratch)
+            self.reopen(scratch)
         except OSError:
             self._release()
             raise

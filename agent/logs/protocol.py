@@ -14,8 +14,8 @@
     quit                                            ends the process, as SIGTERM does
 
 `path` null: read and discard. `strict`: refuse when the log can't be opened, instead of trying again at each write.
-Requests for one id are carried out in the order they came. All but `drain` are answered without waiting for the container;
-each may be sent again.
+`open`, `reopen` and `close` of one id are carried out in the order they came. They are answered when they are done, which is
+at once unless the log's file system hangs; `drain` is answered within its budget. Each may be sent again.
 """
 
 from __future__ import annotations

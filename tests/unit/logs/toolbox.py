@@ -39,7 +39,7 @@ class Shim:
     """The shim's end of one container's streams: each FIFO open for writing and for reading, as the shims do it."""
 
     PIECE = 32 << 10
-    """Bytes of one write, as in containerd's shims."""
+    """Bytes of one write: the most a shim copies at once (runc's: 4 KiB)."""
 
     def __init__(self, stdio: Stdio) -> None:
         self._ends: dict[str, tuple[int, int]] = {}
