@@ -5,8 +5,10 @@ is one look at an empty dict. On, by `ORLOP_FAILPOINTS` or `configure()`, in the
 
     NAME=ACTION[;NAME=ACTION...]    ACTION = [N*]error(TEXT) | [N*]delay(SECONDS) | [N*]hang | [N*]crash
 
-where `N*` means: only the N-th time. `crash` is a SIGKILL to this process: no `finally`, no flush, as in a power cut of
-the daemon alone. The idea is containerd's `internal/failpoint`.
+where `N*` means: only the N-th time, and the name `*` is every failpoint that isn't named. `crash` is a SIGKILL to this
+process: no `finally`, no flush, as in a power cut of the daemon alone. The idea is containerd's `internal/failpoint`.
+
+A daemon that was started with `ORLOP_FAILPOINTS` in its environment, be it empty, takes others later over its admin service.
 """
 
 from __future__ import annotations
@@ -30,7 +32,9 @@ class _Point:
     hits: int = 0
 
 
+_ALL = "*"
 _points: dict[str, _Point] = {}
+_passed: list[str] = []
 
 
 def configure(text: str) -> None:
@@ -48,6 +52,12 @@ def configure(text: str) -> None:
         points[name] = _Point(match["verb"], match["argument"] or "", int(match["nth"] or 0))
     _points.clear()
     _points.update(points)
+    _passed.clear()
+
+
+def passed() -> list[str]:
+    """The names of the failpoints that were passed, on or not, since the last `configure()` that switched one on; in order."""
+    return list(_passed)
 
 
 async def hit(name: str) -> None:
@@ -56,7 +66,10 @@ async def hit(name: str) -> None:
     Raises:
         Internal: the point is on with `error`.
     """
-    if not _points or (point := _points.get(name)) is None:
+    if not _points:
+        return
+    _passed.append(name)
+    if (point := _points.get(name) or _points.get(_ALL)) is None:
         return
     point.hits += 1
     if point.nth and point.hits != point.nth:
@@ -69,7 +82,10 @@ async def hit(name: str) -> None:
         case "hang":
             await asyncio.get_running_loop().create_future()
         case _:
+            os.write(2, f"failpoint {name}: crash\n".encode())
             os.kill(os.getpid(), signal.SIGKILL)
 
 
+ALLOWED = "ORLOP_FAILPOINTS" in os.environ
+"""Whether this process may be told of failpoints from outside: never on a node that works."""
 configure(os.environ.get("ORLOP_FAILPOINTS", ""))

@@ -1,9 +1,13 @@
 """Named budgets, in seconds. Each wait of the agent on something outside the process has one of these.
 
 A budget bounds the waiting, not the resource: when it runs out the resource stays owned and its release is tried again.
+
+They are no settings. Tests of what hangs shorten them, by `ORLOP_TIMEOUTS=NAME=SECONDS[;NAME=SECONDS...]` in the environment.
 """
 
 from __future__ import annotations
+
+import os
 
 SHIM_START = 30.0
 """`SHIM start`, from fork to its address on stdout."""
@@ -61,3 +65,9 @@ STORE_CLOSE = 10.0
 """Writing what is pending and closing the databases when the daemon stops; a hung disk gets no more."""
 LOG_COPIER_END = 1.0
 """For a copier without containers to end, after the daemon has let go of it."""
+
+for _entry in filter(None, os.environ.get("ORLOP_TIMEOUTS", "").split(";")):
+    _name, _, _seconds = _entry.partition("=")
+    if not isinstance(globals().get(_name), float):
+        raise ValueError(f"ORLOP_TIMEOUTS: {_entry!r} is no budget of agent.timeouts")
+    globals()[_name] = float(_seconds)

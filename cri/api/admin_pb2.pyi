@@ -89,3 +89,15 @@ class ImportedImage(_message.Message):
     id: str
     tags: _containers.RepeatedScalarFieldContainer[str]
     def __init__(self, id: _Optional[str] = ..., tags: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class FailpointsRequest(_message.Message):
+    __slots__ = ("configure",)
+    CONFIGURE_FIELD_NUMBER: _ClassVar[int]
+    configure: str
+    def __init__(self, configure: _Optional[str] = ...) -> None: ...
+
+class FailpointsResponse(_message.Message):
+    __slots__ = ("passed",)
+    PASSED_FIELD_NUMBER: _ClassVar[int]
+    passed: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, passed: _Optional[_Iterable[str]] = ...) -> None: ...

@@ -1,11 +1,12 @@
-"""`orlop.admin.v1`: the ledger for `orlop audit`, history for people, image import from a path on the node."""
+"""`orlop.admin.v1`: the ledger for `orlop audit`, history for people, image import from a path on the node; failpoints for tests."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
 
-from agent.errdefs import InvalidArgument
+from agent import failpoints as points
+from agent.errdefs import FailedPrecondition, InvalidArgument
 from agent.pods.context import Pods
 from cri.api import admin_pb2
 
@@ -65,3 +66,18 @@ async def history(pods: Pods, request: admin_pb2.HistoryRequest) -> admin_pb2.Hi
             for entry in entries
         ]
     )
+
+
+async def failpoints(pods: Pods, request: admin_pb2.FailpointsRequest) -> admin_pb2.FailpointsResponse:
+    """Tell the failpoints that were passed, and switch others on.
+
+    Raises:
+        FailedPrecondition: this daemon is not one of a test.
+        InvalidArgument: not in the language of `agent.failpoints`.
+    """
+    if not points.ALLOWED:
+        raise FailedPrecondition("failpoints can be switched on in a daemon only that was started with ORLOP_FAILPOINTS in its environment")
+    passed = points.passed()
+    if request.HasField("configure"):
+        points.configure(request.configure)
+    return admin_pb2.FailpointsResponse(passed=passed)

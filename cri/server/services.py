@@ -61,6 +61,7 @@ _ADMIN_VERBS: dict[str, _PodsVerb] = {
     "Ledger": admin.ledger,
     "History": admin.history,
     "ImportImage": admin.import_image,
+    "Failpoints": admin.failpoints,
 }
 
 

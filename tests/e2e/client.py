@@ -20,11 +20,18 @@ import pytest
 from google.protobuf.descriptor import ServiceDescriptor
 from google.protobuf.message_factory import GetMessageClass
 
+from cri.api import admin_pb2 as admin
 from cri.api import api_pb2 as cri
 from tests.e2e.node import CGROUP_PARENT
 
 CALL_BUDGET = 60  # seconds; the kubelet gives 120
 MAX_MESSAGE = 16 << 20  # bytes that the kubelet takes
+CHANNEL = [
+    ("grpc.max_receive_message_length", MAX_MESSAGE),
+    ("grpc.initial_reconnect_backoff_ms", 50),  # so that a daemon that is back is not waited for any longer
+    ("grpc.min_reconnect_backoff_ms", 50),
+    ("grpc.max_reconnect_backoff_ms", 100),
+]
 BUSYBOX = "orlop.test/busybox:latest"
 
 T = TypeVar("T")
@@ -75,10 +82,11 @@ class Client:
     """Both CRI services of one daemon, and helpers for what most tests do."""
 
     def __init__(self, socket: Path) -> None:
-        self.channel = grpc.insecure_channel(f"unix://{socket}", options=[("grpc.max_receive_message_length", MAX_MESSAGE)])
+        self.channel = grpc.insecure_channel(f"unix://{socket}", options=CHANNEL)
         services = cri.DESCRIPTOR.services_by_name
         self.runtime = Service(self.channel, services["RuntimeService"])
         self.images = Service(self.channel, services["ImageService"])
+        self.admin = Service(self.channel, admin.DESCRIPTOR.services_by_name["Admin"])
 
     def close(self) -> None:
         self.channel.close()
@@ -92,20 +100,29 @@ class Client:
         namespaces: cri.NamespaceOption | None = None,
         **config: Any,
     ) -> Pod:
-        """RunPodSandbox, below this run's cgroup; `config` are further fields of PodSandboxConfig."""
+        """RunPodSandbox; as `pod_config`."""
+        return self.run_again(self.pod_config(name, log_directory=log_directory, namespaces=namespaces, **config), handler=handler)
+
+    def run_again(self, config: cri.PodSandboxConfig, *, handler: str = "") -> Pod:
+        """RunPodSandbox with a configuration that was perhaps tried before."""
+        answer = self.runtime.RunPodSandbox(cri.RunPodSandboxRequest(config=config, runtime_handler=handler))
+        return Pod(answer.pod_sandbox_id, config)
+
+    def pod_config(
+        self, name: str = "", *, log_directory: Path | None = None, namespaces: cri.NamespaceOption | None = None, **config: Any
+    ) -> cri.PodSandboxConfig:
+        """A pod below this run's cgroup; `config` are further fields of PodSandboxConfig."""
         uid = str(uuid.uuid4())
         linux = cri.LinuxPodSandboxConfig(
             cgroup_parent=self.cgroup_parent(uid),
             security_context=cri.LinuxSandboxSecurityContext(namespace_options=namespaces or pod_namespaces()),
         )
         config.setdefault("linux", cri.LinuxPodSandboxConfig()).MergeFrom(linux)
-        pod = cri.PodSandboxConfig(
+        return cri.PodSandboxConfig(
             metadata=cri.PodSandboxMetadata(name=name or f"pod-{next(_numbers)}", uid=uid, namespace="e2e", attempt=0),
             log_directory=str(log_directory or ""),
             **config,
         )
-        answer = self.runtime.RunPodSandbox(cri.RunPodSandboxRequest(config=pod, runtime_handler=handler))
-        return Pod(answer.pod_sandbox_id, pod)
 
     def cgroup_parent(self, uid: str) -> str:
         """Of a pod, as the kubelet's cgroupfs driver would name it, below this run's cgroup."""
@@ -191,6 +208,10 @@ class Client:
         request = cri.ExecSyncRequest(container_id=container, cmd=command, timeout=timeout)
         answer: cri.ExecSyncResponse = self.runtime.ExecSync(request, timeout=CALL_BUDGET + timeout)
         return answer
+
+    def ledger(self) -> list[admin.Resource]:
+        """Every external resource that the agent owns, or may own."""
+        return list(self.admin.Ledger(admin.LedgerRequest()).resources)
 
     def logs(self, container: str) -> list[LogLine]:
         """What the container's log file holds by now."""

@@ -19,6 +19,7 @@ from pathlib import Path
 import grpc
 
 from agent.aio import loopguard
+from cri.api import admin_pb2 as admin
 from cri.api import api_pb2 as cri
 from tests.e2e.client import Client
 from tests.e2e.node import CGROUP_PARENT
@@ -88,14 +89,14 @@ engine = "{pair.engine_path}"
         assert self._process, "the daemon isn't running"
         return self._process.pid
 
-    def start(self, *, failpoints: str = "", wait: bool = True) -> None:
-        """Starts it and waits until it answers Version; `failpoints` in the language of agent.failpoints."""
+    def start(self, *, failpoints: str = "", timeouts: str = "", wait: bool = True) -> None:
+        """Starts it and waits until it answers Version; `failpoints` and `timeouts` in the languages of these modules of the agent."""
         assert self._process is None, "the daemon runs already"
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "agent.cli.main", "serve", "--config", self.config],
                 cwd=REPO,
-                env={**os.environ, "ORLOP_FAILPOINTS": failpoints, "ORLOP_LOOP_GUARD": "1"},
+                env={**os.environ, "ORLOP_FAILPOINTS": failpoints, "ORLOP_TIMEOUTS": timeouts, "ORLOP_LOOP_GUARD": "1"},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -111,7 +112,7 @@ engine = "{pair.engine_path}"
             assert self._process, "the daemon isn't running"
             assert self._process.poll() is None, f"the daemon ended with {self._process.returncode} while starting:\n{self.log_tail()}"
             assert time.monotonic() < deadline, f"the daemon doesn't answer Version within {START_BUDGET} s:\n{self.log_tail()}"
-            time.sleep(0.05)
+            time.sleep(0.02)
 
     def _answers(self) -> bool:
         try:
@@ -149,6 +150,15 @@ engine = "{pair.engine_path}"
         assert code == 0, f"the daemon ended with {code} on SIGTERM:\n{self.log_tail()}"
         blocked = [line for line in self.log.read_text(errors="replace").splitlines() if loopguard.EVENT in line]
         assert not blocked, "\n".join(blocked)
+
+    def failpoints(self, text: str | None = None) -> list[str]:
+        """Switches on other failpoints, in the language of agent.failpoints. Returns those passed since it was last done."""
+        answer: admin.FailpointsResponse = self.client.admin.Failpoints(admin.FailpointsRequest(configure=text))
+        return list(answer.passed)
+
+    def wait_recovered(self) -> None:
+        """Waits until what it found at its start is sorted out: only then does it change anything for a kubelet."""
+        self.client.stop("no such container")
 
     def restart(self, *, failpoints: str = "") -> None:
         self.stop()
