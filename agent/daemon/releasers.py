@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from agent.aio import in_thread
+from agent.errdefs import NotFound
 from agent.network import Attachment
 from agent.pods import sandbox_files
 from agent.pods.context import Pods
@@ -27,6 +28,15 @@ def register(pods: Pods) -> None:
     async def fifo(resource: Resource) -> None:
         await pods.logs.remove_fifos(resource.key)
 
+    async def execution(resource: Resource) -> None:
+        try:
+            task = pods.tasks.get(resource.container)
+        except NotFound:
+            pass  # the process went with its container
+        else:
+            await task.end_exec(resource.key)
+        await pods.logs.remove_fifos(resource.key)
+
     async def cni(resource: Resource) -> None:
         await pods.network.delete(Attachment.from_json(resource.data))
 
@@ -47,6 +57,7 @@ def register(pods: Pods) -> None:
         Kind.SHIM: shim,
         Kind.LOG: log,
         Kind.FIFO: fifo,
+        Kind.EXEC: execution,
         Kind.CNI: cni,
         Kind.NETNS: namespace,
         Kind.IPCNS: namespace,

@@ -87,6 +87,8 @@ async def _recover(pods: Pods, recovered: asyncio.Event) -> None:
 async def _compose(settings: Settings, stack: AsyncExitStack) -> Pods:
     """Make all parts; what needs an end is put on `stack` right after its making."""
     asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(_THREADS, "orlop"))
+    descriptors = resource.getrlimit(resource.RLIMIT_NOFILE)[1]  # two per container, and a shim's connection and pidfd per pod
+    resource.setrlimit(resource.RLIMIT_NOFILE, (descriptors, descriptors))
     store = await Store.open(settings.state_dir, settings.root_dir)
     stack.push_async_callback(store.close)
     processes, mounts, cgroups, namespaces = Processes(), Mounts(), Cgroups(), Namespaces()
@@ -126,7 +128,7 @@ async def _compose(settings: Settings, stack: AsyncExitStack) -> Pods:
 
     registry = Registry(store.boot_records("sandboxes"), store.boot_records("containers"))
     await registry.load()
-    node = await in_thread(facts.read, cgroup_v2=cgroups.mode == "v2", nofile_limit=resource.getrlimit(resource.RLIMIT_NOFILE)[1])
+    node = await in_thread(facts.read, cgroup_v2=cgroups.mode == "v2", nofile_limit=descriptors)
     for restriction in node.restrictions:
         _log.warning("this node restricts pods", restriction=restriction)
     supervisor = Supervisor("pods")

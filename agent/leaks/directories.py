@@ -8,7 +8,7 @@ from pathlib import Path
 
 from agent.leaks.finding import Finding, State, Thing
 from agent.leaks.look import Look
-from agent.leaks.pins import entries
+from agent.leaks.paths import entries, modified
 from agent.leaks.places import Places
 from agent.store.ledger import Kind
 
@@ -34,7 +34,7 @@ class Place:
         for path in unowned:
             # What begins with a dot is on its way out, and owned until it is gone.
             if path.name not in owned and path.name.lstrip(".") not in owned:
-                yield Finding(self.kind, str(path), "orlop", State.LEAKED, self.why, self.releases, _modified(path))
+                yield Finding(self.kind, str(path), "orlop", State.LEAKED, self.why, self.releases, modified(path))
 
 
 def _keys(*kinds: Kind) -> Names:
@@ -49,14 +49,7 @@ def _streams(look: Look) -> Set[str]:
     """Of containers, by the ledger. Those of an exec end with the call, and have no entry: a daemon that lives has them open."""
     directory = look.places.fifos
     links = {Path(link).parent for daemon in look.node.daemons for link in look.node.links(daemon)}
-    return look.owned.keys(Kind.FIFO) | {path.name for path in links if path.parent == directory}
-
-
-def _modified(path: Path) -> float | None:
-    try:
-        return path.lstat().st_mtime
-    except FileNotFoundError:
-        return None
+    return look.owned.keys(Kind.FIFO) | look.owned.keys(Kind.EXEC) | {path.name for path in links if path.parent == directory}
 
 
 PLACES = (

@@ -18,6 +18,8 @@ from agent.logs.capture import Capture
 from agent.pods.container import ContainerRecord, ContainerState
 from agent.pods.context import Pods
 from agent.runtime.v2.task import ExecProcess
+from agent.store.kinds import Kind
+from agent.store.ledger import Intent
 from cri.api import api_pb2 as cri
 
 _log = log.get("pods")
@@ -53,9 +55,10 @@ async def _exec(pods: Pods, record: ContainerRecord, command: list[str], timeout
     exec_id = new_id()
     process_spec = {**record.spec["process"], "args": command, "terminal": False}
     deadline = math.inf if timeout is None else time.monotonic() + timeout
-    capture = await Capture.open(pods.state_dir, exec_id)
-    process = None
+    await pods.ledger.intend(Intent(Kind.EXEC, exec_id, sandbox=record.sandbox_id, container=record.id))
+    capture = None
     try:
+        capture = await Capture.open(pods.state_dir, exec_id)
         await failpoints.hit("pods.exec_sync.exec")
         process = await pods.tasks.get(record.id).exec(
             exec_id, process_spec, stdin="", stdout=capture.stdio.stdout, stderr=capture.stdio.stderr, terminal=False
@@ -65,7 +68,7 @@ async def _exec(pods: Pods, record: ContainerRecord, command: list[str], timeout
         await _drained(capture, deadline, command, exit_)
     finally:
         # While a background child holds the pipes, the shim's Delete takes up to 10 s: the answer doesn't wait for that.
-        taken_down = pods.supervisor.start(_take_down(process, capture), name=f"end of exec {exec_id}")
+        taken_down = pods.supervisor.start(_take_down(pods, exec_id, capture), name=f"end of exec {exec_id}")
         await asyncio.wait((taken_down,), timeout=timeouts.EXEC_END)
     stdout, stderr = _fitting(capture.stdout, capture.stderr)
     return cri.ExecSyncResponse(stdout=stdout, stderr=stderr, exit_code=exit_.status)
@@ -99,10 +102,11 @@ def _fitting(stdout: bytes, stderr: bytes) -> tuple[bytes, bytes]:
     return stdout[: _ANSWER - len(stderr)], stderr
 
 
-async def _take_down(process: ExecProcess | None, capture: Capture) -> None:
-    if process is not None:
-        await _quietly(process.delete)
-    await capture.close()
+async def _take_down(pods: Pods, exec_id: str, capture: Capture | None) -> None:
+    if capture is not None:
+        await capture.close()
+    if (owned := pods.ledger.get(Kind.EXEC, exec_id)) is not None:
+        await pods.releases.release([owned])
 
 
 async def _quietly(step: Callable[[], Coroutine[Any, Any, Any]]) -> None:

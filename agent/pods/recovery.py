@@ -112,6 +112,8 @@ def _is_owned(pods: Pods, resource: Resource) -> bool:
         live = pods.registry.containers.find(resource.container)
         if live is None:
             return False
+        if resource.kind is Kind.EXEC:  # nobody waits for its answer any more
+            return False
         if resource.kind in (Kind.TASK, Kind.LOG, Kind.FIFO):
             return live.record.state is ContainerState.RUNNING
         return True

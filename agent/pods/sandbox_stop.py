@@ -21,7 +21,9 @@ from cri.api import api_pb2 as cri
 
 _log = log.get("pods")
 
-PODS_OWN = frozenset({Kind.TASK, Kind.LOG, Kind.FIFO, Kind.SHIM, Kind.CNI, Kind.NETNS, Kind.IPCNS, Kind.UTSNS, Kind.SHM, Kind.CGROUP})
+PODS_OWN = frozenset(
+    {Kind.TASK, Kind.LOG, Kind.FIFO, Kind.EXEC, Kind.SHIM, Kind.CNI, Kind.NETNS, Kind.IPCNS, Kind.UTSNS, Kind.SHM, Kind.CGROUP}
+)
 """What StopPodSandbox releases; the rest (snapshots, files) is needed until RemovePodSandbox."""
 MUST_GO = frozenset({Kind.SHIM, Kind.CNI})
 """What the kubelet must not believe gone while it isn't: processes and addresses (decisions.md 20)."""

@@ -27,6 +27,7 @@ class Kind(StrEnum):
     TASK = "task"
     LOG = "log"
     FIFO = "fifo"
+    EXEC = "exec"
     SHIM = "shim"
     CNI = "cni"
     NETNS = "netns"
@@ -63,6 +64,8 @@ KINDS: dict[Kind, KindInfo] = {
     ),
     Kind.LOG: KindInfo(Scope.BOOT, "streams of a container in the log copier", uses=frozenset({Kind.FIFO})),
     Kind.FIFO: KindInfo(Scope.BOOT, "directory with the stdio FIFOs of a container"),
+    # Its process ends with the container's others, and the shim forgets it with them: so nothing waits for it.
+    Kind.EXEC: KindInfo(Scope.BOOT, "process that ExecSync runs in a container, and its FIFOs"),
     Kind.SHIM: KindInfo(
         Scope.BOOT,
         "shim process of a pod, its bundle and its socket",

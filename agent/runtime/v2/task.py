@@ -14,6 +14,7 @@ changes are made without an `await` in between, so that each task has one owner 
 from __future__ import annotations
 
 import asyncio
+import signal
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -44,7 +45,7 @@ from agent.api.runtime.task.v3.shim_pb2 import (
 )
 from agent.api.types.mount_pb2 import Mount as MountMessage
 from agent.config.handlers import RuntimeHandler
-from agent.errdefs import AlreadyExists, Internal, NotFound
+from agent.errdefs import AlreadyExists, Closed, Internal, NotFound
 from agent.events import Exchange, Exit, TaskDelete, TaskExit
 from agent.linux.mounts import Mount
 from agent.linux.processes import Identity
@@ -248,6 +249,18 @@ class Task:
             del self.execs[exec_id]
             raise
         return made
+
+    async def end_exec(self, exec_id: str) -> None:
+        """Kill a further process, also one of an earlier daemon's, and have the shim forget it. Gone already: nothing happens.
+
+        Raises:
+            DeadlineExceeded: the shim waits for its output to be closed; the call goes on there.
+        """
+        process = self.execs.get(exec_id) or ExecProcess(self, exec_id)
+        with suppress(NotFound, Closed):  # with its shim it has lost its container
+            with suppress(NotFound):
+                await process.kill(signal.SIGKILL)
+            await process.delete()
 
     # ---- the end
 

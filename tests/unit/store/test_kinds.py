@@ -58,5 +58,5 @@ def test_stored_names_are_not_renamed() -> None:
     """They are in the databases of every node: a new name needs a migration."""
     assert {kind.value for kind in Kind} == {
         "task", "log", "fifo", "shim", "cni", "netns", "ipcns", "utsns", "shm", "cgroup", "snapshot", "sandbox_dir", "ingest",
-        "layer_unpack",
+        "layer_unpack", "exec",
     }  # fmt: skip
