@@ -9,6 +9,7 @@ from pathlib import Path
 from agent.leaks.finding import Finding, State, Thing
 from agent.leaks.look import Look
 from agent.leaks.node import named
+from agent.leaks.paths import modified
 from agent.store.ledger import Kind
 
 _ID = re.compile(r"[0-9a-f]{64}")
@@ -60,10 +61,6 @@ def _containers(look: Look) -> Iterator[Finding]:
 def _finding(look: Look, path: str, directory: Path, why: str) -> Finding:
     processes = look.node.in_cgroup(path)
     held = f"in it: {named(processes)}" if processes else "no process is in it"
-    try:
-        since = directory.stat().st_mtime
-    except FileNotFoundError:
-        since = None
     return Finding(
         kind=Thing.CGROUP,
         what=path,
@@ -71,5 +68,5 @@ def _finding(look: Look, path: str, directory: Path, why: str) -> Finding:
         state=State.LEAKED,
         why=f"{why}; {held}. It pins the cgroups above it",
         releases="The end of what is in it (cgroup.kill; on v1 SIGKILL by pidfd, thawed), then rmdir from the bottom up in every hierarchy",
-        since=since,
+        since=modified(directory),
     )

@@ -45,13 +45,6 @@ def _sandboxes(look: Look) -> Set[str]:
     return {Path(key).name for key in look.owned.keys(Kind.SANDBOX_DIR)}
 
 
-def _streams(look: Look) -> Set[str]:
-    """Of containers, by the ledger. Those of an exec end with the call, and have no entry: a daemon that lives has them open."""
-    directory = look.places.fifos
-    links = {Path(link).parent for daemon in look.node.daemons for link in look.node.links(daemon)}
-    return look.owned.keys(Kind.FIFO) | look.owned.keys(Kind.EXEC) | {path.name for path in links if path.parent == directory}
-
-
 PLACES = (
     Place(
         Thing.BUNDLE,
@@ -106,8 +99,8 @@ PLACES = (
     Place(
         Thing.FIFO,
         lambda places: places.fifos,
-        _streams,
-        "the stdio FIFOs of a container that the ledger doesn't have, or of an exec that nobody waits for",
+        _keys(Kind.FIFO, Kind.EXEC),
+        "the stdio FIFOs of a container or exec that the ledger doesn't have",
         "the removal of the FIFOs and their directory",
     ),
 )

@@ -40,6 +40,7 @@ class Thing(StrEnum):
     CNI = "cni"
     LOG = "log"
     FIFO = "fifo"
+    EXEC = "exec"
     SANDBOX_DIR = "sandbox_dir"
     SNAPSHOT = "snapshot"
     INGEST = "ingest"

@@ -1,7 +1,7 @@
 """What the ledger owns: entries whose resource is gone from the node, and entries whose release failed.
 
-A container's log streams (LOG) and a network attachment (CNI) can't be looked at from outside: the log copier and the plugins
-alone know. The FIFOs of the one and the namespace of the other are looked at.
+A container's log streams (LOG), an exec (EXEC) and a network attachment (CNI) can't be looked at from outside: the log copier, the
+shim and the plugins alone know. A container's FIFOs and a pod's namespace are looked at.
 """
 
 from __future__ import annotations

@@ -17,15 +17,17 @@ def find(look: Look) -> Iterator[Finding]:
     """In our own mount namespace. What a container's has is that container's."""
     places = look.places
     # The table has real paths; the ledger and the settings may have links in theirs.
-    tops = [_real(places.state_dir), _real(places.root_dir)]
-    furniture = (*tops, places.root_dir / "snapshots", places.root_dir / "content", places.bundles, places.work_dirs, places.sandboxes)
+    furniture = (
+        places.state_dir, places.root_dir, places.root_dir / "snapshots", places.root_dir / "content",
+        places.bundles, places.work_dirs, places.sandboxes,
+    )  # fmt: skip
     operators = {_real(path) for path in furniture}  # who may put any of these on a disk of its own
     pins = {_real(places.pins), _real(places.netns_dir)}  # `pins` looks there
     bundles = _real(places.bundles)
     shared_memory = {_real(Path(key)) for key in look.owned.keys(Kind.SHM)}
     for mount in look.node.mounts:
         path = mount.mount_point
-        if not any(path.is_relative_to(top) for top in tops) or path in operators or path.parent in pins or path in shared_memory:
+        if path in operators or path.parent in pins or path in shared_memory:
             continue
         bundle = path.relative_to(bundles).parts[0] if path.is_relative_to(bundles) else ""
         if bundle and bundle.lstrip(".") in look.owned.bundles:
@@ -49,4 +51,4 @@ def _pinned(options: str) -> str:
 
 
 def _real(path: Path) -> Path:
-    return Path(os.path.realpath(path.parent)) / path.name
+    return Path(os.path.realpath(path))

@@ -12,7 +12,7 @@ from typing import Literal
 from agent.leaks import commands
 from agent.leaks.places import Places
 from agent.linux import cgroupfs, files, procfs
-from agent.linux.mountinfo import MountInfo, parse_mountinfo
+from agent.linux.mountinfo import MountInfo, parse_below
 from agent.linux.procfs import ProcessInfo
 
 INIT = 1
@@ -30,10 +30,10 @@ class Node:
     unreadable: Mapping[int, str]
     """Processes of which nothing can be told, and why."""
     mounts: Sequence[MountInfo]
+    """At and below the agent's directories."""
     hierarchies: Mapping[str, Path]
-    daemons: Sequence[int]
-    """Every `orlop serve`, ours or not."""
     another_orlop: bool
+    """Another `orlop serve` runs on it."""
     others: Sequence[str]
     """Signs of another runtime on the node: what it makes can look like ours."""
 
@@ -45,18 +45,17 @@ class Node:
             OSError: /proc or the cgroup file system can't be read at all.
         """
         processes, unreadable = _processes(places.proc)
-        daemons = [pid for pid, process in processes.items() if commands.is_daemon(process.cmdline)]
+        another_orlop = sum(commands.is_daemon(process.cmdline) for process in processes.values()) > int(served)
         return cls(
             places=places,
             taken=now,
             booted=_boot_time(places.proc),
             processes=processes,
             unreadable=unreadable,
-            mounts=parse_mountinfo(files.read(f"{places.proc}/self/mountinfo")),
+            mounts=_mounts(places),
             hierarchies=cgroupfs.hierarchies(places.cgroup_root),
-            daemons=daemons,
-            another_orlop=len(daemons) > int(served),
-            others=_others(places, processes, len(daemons) > int(served)),
+            another_orlop=another_orlop,
+            others=_others(places, processes, another_orlop),
         )
 
     def alive(self, pid: int, start_time: int) -> bool | None:
@@ -127,6 +126,13 @@ def _processes(proc: Path) -> tuple[dict[int, ProcessInfo], dict[int, str]]:
         else:
             found[pid] = ProcessInfo(pid, stat.ppid, stat.comm, arguments, stat.state, stat.start_time, cgroups)
     return found, unreadable
+
+
+def _mounts(places: Places) -> list[MountInfo]:
+    """The table has real paths."""
+    table = files.read(f"{places.proc}/self/mountinfo")
+    tops = (places.state_dir, places.root_dir)
+    return list({mount.mount_id: mount for top in tops for mount in parse_below(table, Path(os.path.realpath(top)))}.values())
 
 
 def _others(places: Places, processes: Mapping[int, ProcessInfo], another_orlop: bool) -> list[str]:

@@ -6,7 +6,6 @@ the ledger doesn't have are taken for its own; else they are reported, their own
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,10 +13,10 @@ from agent.errdefs import Unavailable
 from agent.leaks.finding import Finding, State, Thing
 from agent.leaks.look import Look
 from agent.leaks.node import INIT, Node
+from agent.leaks.paths import entries
 from agent.store.ledger import Kind
 
 PREFIX = "cni-"
-_RELEASES = "umount and unlink of the pin"
 
 
 def find(look: Look) -> Iterator[Finding]:
@@ -31,7 +30,7 @@ def find(look: Look) -> Iterator[Finding]:
                 owner="orlop",
                 state=State.LEAKED,
                 why="a namespace pin in the agent's own directory that no ledger entry owns; it keeps the namespace alive",
-                releases=f"{_RELEASES}.",
+                releases="umount and unlink of the pin",
             )
 
 
@@ -55,7 +54,7 @@ def find_network(look: Look) -> Iterator[Finding]:
             owner="unknown",
             state=State.LEAKED,
             why=f"{why}; the ledger doesn't have it, and there is no sign of another runtime on the node that could have made it",
-            releases="CNI DEL for the sandbox whose it was, with what its ADD was called with; then the umount and unlink of the pin.",
+            releases="CNI DEL for the sandbox whose it was, with what its ADD was called with; then the umount and unlink of the pin",
         )
 
 
@@ -67,14 +66,6 @@ def inode(node: Node, pin: Path) -> int | None:
         return None
     # All namespace files, and nothing else, are on the kernel's one nsfs.
     return status.st_ino if status.st_dev == node.nsfs else None
-
-
-def entries(directory: Path) -> list[Path]:
-    """What is in a directory, by name; nothing if it isn't there. Raises OSError."""
-    try:
-        return [directory / name for name in sorted(os.listdir(directory))]
-    except FileNotFoundError:
-        return []
 
 
 def _processes_in(node: Node, inodes: set[int]) -> set[int]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from agent.leaks import commands
 from agent.leaks.finding import Finding, Owner, State, Thing
 from agent.leaks.look import Look
-from agent.leaks.pins import entries
+from agent.leaks.paths import entries, modified
 
 
 def find(look: Look) -> Iterator[Finding]:
@@ -57,6 +57,6 @@ def _finding(path: Path, owner: Owner, what: str) -> Finding:
         owner=owner,
         state=State.LEAKED,
         why=f"a shim's socket {what}; a shim that was killed leaves it, and it pins nothing",
-        releases="unlink, if a connect to it is refused.",
-        since=path.lstat().st_mtime,
+        releases="unlink, if a connect to it is refused",
+        since=modified(path),
     )

@@ -183,10 +183,10 @@ def leak_files(site: Site) -> Found:
 
 def test_what_was_leaked_on_purpose_is_found_beside_a_pod_that_is_not(site: Site) -> None:
     with ThreadPoolExecutor() as threads:
-        streams = threads.submit(site.daemon.client.exec_sync, site.container, "sleep", "3")  # which the ledger doesn't have
+        running = threads.submit(site.daemon.client.exec_sync, site.container, "sleep", "3")
         assert audit(site.daemon) == (CLEAN, set())
-        assert not streams.done()
-        streams.result()
+        assert not running.done()
+        running.result()
     leaks = (leak_shim, leak_mount, leak_netns, leak_stale_pin, leak_init, leak_process, leak_files)
     expected = {found for leak in leaks for found in leak(site)}
     assert audit(site.daemon) == (LEAKS, expected)

@@ -93,6 +93,7 @@ class FakeNode:
         mnt: int = 1,
         net: int = 1,
         upper: Path | None = None,
+        state: str = "S",
     ) -> int:
         """Start a process; its start time."""
         directory = self.places.proc / str(pid)
@@ -100,7 +101,7 @@ class FakeNode:
         (directory / "fd").mkdir()
         started = round((NOW - BOOTED - age) * TICKS)
         name = comm or Path(command[0]).name[:15]
-        (directory / "stat").write_text(f"{pid} ({name}) S 1 {' 0' * 17} {started} 0 0\n")
+        (directory / "stat").write_text(f"{pid} ({name}) {state} 1 {' 0' * 17} {started} 0 0\n")
         (directory / "cmdline").write_text("".join(f"{argument}\0" for argument in command))
         (directory / "cgroup").write_text(f"0::{cgroup}\n")
         (directory / "ns/mnt").symlink_to(f"mnt:[{mnt}]")

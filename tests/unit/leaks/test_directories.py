@@ -12,7 +12,7 @@ from tests.unit.leaks.fakes import SANDBOX, STRANGER, FakeNode
 OWNERS = [
     ("bundle", Kind.SHIM), ("bundle", Kind.TASK), ("work_dir", Kind.SHIM), ("work_dir", Kind.TASK), ("engine_state", Kind.TASK),
     ("snapshot", Kind.SNAPSHOT), ("layer_unpack", Kind.LAYER_UNPACK), ("ingest", Kind.INGEST), ("sandbox_dir", Kind.SANDBOX_DIR),
-    ("fifo", Kind.FIFO),
+    ("fifo", Kind.FIFO), ("fifo", Kind.EXEC),
 ]  # fmt: skip
 
 
@@ -51,13 +51,4 @@ async def test_a_bundle_on_its_way_out(node: FakeNode) -> None:
 
 async def test_the_cache_of_an_engine_is_its_own(node: FakeNode) -> None:
     node.has(node.places.engine_state / ".cache")
-    assert await node.found() == []
-
-
-async def test_the_streams_of_an_exec_are_its_daemons(node: FakeNode) -> None:
-    """An exec has no entry in the ledger: its streams end with the call, or are left by a daemon that died."""
-    fifos = node.has(node.places.fifos / STRANGER)
-    node.process(80, "python3", "-m", "agent.logs.copier", links=[fifos / "stdout"])
-    assert await node.found() == [("fifo", "leaked", "orlop")]
-    node.process(81, "/usr/bin/orlop", "serve", links=["socket:[7]", fifos / "stdout"])
     assert await node.found() == []

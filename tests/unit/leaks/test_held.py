@@ -12,7 +12,7 @@ from agent.store.kinds import Kind
 from agent.store.ledger import State as EntryState
 from tests.unit.leaks.fakes import CONTAINER, NOW, SANDBOX, FakeNode
 
-LOOKED_AT = [kind for kind in Kind if kind not in (Kind.LOG, Kind.CNI)]
+LOOKED_AT = [kind for kind in Kind if kind not in (Kind.LOG, Kind.CNI, Kind.EXEC)]
 
 
 def key(node: FakeNode, kind: Kind) -> str:
@@ -97,6 +97,12 @@ async def test_a_shim_that_has_ended(node: FakeNode) -> None:
     assert "process, 7, has ended" in (await node.only()).why
 
 
+async def test_a_zombie_has_ended(node: FakeNode) -> None:
+    make(node, Kind.SHIM)
+    node.owns(Kind.SHIM, CONTAINER, pid=7, start_time=node.shim(7, CONTAINER, state="Z"))
+    assert await node.found() == [("shim", "missing", "orlop")]
+
+
 async def test_a_shim_that_can_not_be_read_is_not_taken_for_dead(node: FakeNode) -> None:
     make(node, Kind.SHIM)
     (node.places.proc / "7/stat").mkdir(parents=True)
@@ -108,6 +114,13 @@ async def test_what_can_not_be_looked_at_is_unknown(node: FakeNode) -> None:
     node.owns(Kind.SANDBOX_DIR, f"/{'x' * 300}")  # ENAMETOOLONG, for root as well
     node.owns(Kind.SNAPSHOT, CONTAINER)
     assert await node.found() == [("sandbox_dir", "unknown", "orlop"), ("snapshot", "missing", "orlop")]
+
+
+@pytest.mark.parametrize("kind", list(Kind))
+async def test_a_failed_release_of_any_kind_is_told(node: FakeNode, kind: Kind) -> None:
+    entry = node.owns(kind, key(node, kind))
+    node.ledger[:] = [entry.failed("busy", NOW, NOW)]
+    assert await node.found() == [(kind.value, "pending", "orlop")]
 
 
 async def test_a_release_that_failed(node: FakeNode) -> None:

@@ -187,6 +187,12 @@ async def test_the_cgroup_of_a_pod(node: FakeNode) -> None:
     assert [finding.what for finding in await node.audit()] == [f"/orlop-pods/pod{STRANGER}"]
 
 
+async def test_a_pod_is_not_taken_for_a_container_of_its_parent(node: FakeNode) -> None:
+    node.cgroup(f"/orlop-pods/pod{STRANGER}")
+    node.owns(Kind.CGROUP, "/orlop-pods", EntryState.INTENDED)
+    assert "the cgroup of a pod that" in (await node.only()).why
+
+
 @pytest.mark.parametrize("name", [STRANGER, f"cri-orlop-{STRANGER}.scope"])
 async def test_the_cgroup_of_a_container_in_a_pod_of_ours(node: FakeNode, name: str) -> None:
     for path in (f"/kube/pod1/{name}", f"/kube/pod1/{CONTAINER}", "/kube/pod1/other", f"/kube/pod2/{STRANGER}"):

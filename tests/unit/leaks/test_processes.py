@@ -55,6 +55,14 @@ async def test_a_second_shim_of_one_sandbox(node: FakeNode) -> None:
     assert "knows process 7" in finding.why
 
 
+async def test_a_helper_beside_the_shim_is_no_second_one(node: FakeNode) -> None:
+    started = node.shim(7, SANDBOX)
+    node.shim(8, SANDBOX, "start")
+    node.owns(Kind.SHIM, SANDBOX, pid=7, start_time=started)
+    node.has(node.places.bundles / SANDBOX)
+    assert await node.found() == []
+
+
 async def test_the_one_that_follows_a_dead_shim_is_no_leak(node: FakeNode) -> None:
     node.shim(8, SANDBOX)
     node.owns(Kind.SHIM, SANDBOX, pid=7, start_time=3)
@@ -112,8 +120,22 @@ async def test_the_init_of_another_runtime_is_not_ours(node: FakeNode, comm: str
 async def test_an_init_that_is_being_created_is_no_leak(node: FakeNode, state: EntryState) -> None:
     init(node, age=CREATE_BUDGET - 1)
     node.owns(Kind.TASK, CONTAINER, state, container=CONTAINER)
+    node.owns(Kind.SHIM, SANDBOX, EntryState.INTENDED, pid=7, start_time=3)
     node.has(node.places.bundles / CONTAINER)
-    assert INIT_LEAK not in await node.found()
+    assert "runc_init" not in {kind for kind, _, _ in await node.found()}
+
+
+async def test_crun_at_other_work_is_no_init(node: FakeNode) -> None:
+    node.owns(Kind.CGROUP, "/pods/a", EntryState.INTENDED)
+    node.process(9, "crun", "exec", cgroup=f"/pods/a/{STRANGER}")
+    assert await node.found() == []
+
+
+async def test_an_init_is_told_once_though_it_is_a_process_in_a_rootfs_too(node: FakeNode) -> None:
+    fifo = node.places.engine_state / STRANGER / "exec.fifo"
+    upper = node.places.snapshots / STRANGER / "fs"
+    node.process(9, "runc", "init", comm="runc:[2:INIT]", links=[fifo], mnt=3, upper=upper)
+    assert await node.found() == [INIT_LEAK]
 
 
 async def test_an_init_that_outlived_its_shim(node: FakeNode) -> None:
