@@ -150,7 +150,7 @@ async def _take_down(node: Node, task: Task) -> None:
     """What T and F have in common."""
     if task.stage is Stage.NEW:
         task.move(Stage.DELETED)
-    if task.stage is Stage.LIVE:
+    elif task.stage is Stage.LIVE:
         try:
             await _kill(node, task)
             await _task_delete(node, task)
@@ -175,8 +175,8 @@ async def _without_delete(node: Node, task: Task, error: OrlopError) -> None:
     left = await _verify(node, task, await _identify(node, task))
     if left.to_reap or isinstance(error, DeadlineExceeded):
         raise error
+    task.ended = True
     if left.mounts:
-        task.ended = True
         holders = "; ".join(map(str, await node.mounts.holders(task.bundle.rootfs))) or "nobody that is to be seen"
         raise PartlyReleased(
             f"container {task.id} has no process any more, but its rootfs is busy, held by {holders}. It stays, and is tried again",
@@ -205,10 +205,10 @@ async def _free_orphan(node: Node, task: Task) -> None:
     shim = task.shim
     former = task.failure if shim.state is ShimState.CLEANED else None
     await _after_dead_shim(node, shim, shim.how_it_died())
-    if task.failure is not None and task.failure is not former:
-        raise task.failure
     if task.stage is Stage.FREED:
         return
+    if task.failure is not None and task.failure is not former:
+        raise task.failure
     async with node.locks.hold(_shim_key(shim)):
         task.failure = await failure_of(_free(node, task))
         if task.id == shim.id:

@@ -6,6 +6,7 @@ Taking a step out of `cleanup`, or swapping two, changes a journal here. What a 
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import os
 import re
 import shutil
@@ -200,6 +201,28 @@ async def test_the_outcome_is_counted(world: World) -> None:
     other.shim_dies()
     await cleanup_after_dead_shim(other.node, other.shim, "")
     assert value(clean) == before[0] + 1
+
+
+async def test_the_cleanup_has_not_ended_before_all_is_told(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever sees CLEANED may start another shim, and sees no event of the old one's tasks any more."""
+    states: list[ShimState] = []
+    monkeypatch.setattr(world.exchange, "publish", lambda event: states.append(world.shim.state))
+    world.shim_dies()
+    await cleanup_after_dead_shim(world.node, world.shim, "")
+    assert states == [ShimState.DEAD] * 4
+
+
+async def test_one_pod_does_not_wait_for_another(world: World, tmp_path: Path) -> None:
+    other = await World(tmp_path / "other").build()
+    other.shim.record = dataclasses.replace(other.shim.record, id="other")
+    other.node = dataclasses.replace(other.node, locks=world.node.locks)
+    other.shim_dies()
+    world.shim_dies()
+    async with world.node.locks.hold(f"shim {POD}"):
+        waiting = asyncio.ensure_future(cleanup_after_dead_shim(world.node, world.shim, ""))
+        await cleanup_after_dead_shim(other.node, other.shim, "")
+        assert world.journal == []
+    await waiting
 
 
 async def test_a_retry_frees_what_a_dead_shims_cleanup_could_not(world: World) -> None:
@@ -463,6 +486,19 @@ async def test_the_shim_dies_during_delete(world: World) -> None:
     ]
 
 
+async def test_the_shim_dies_during_delete_of_its_own_task(task_world: World) -> None:
+    """What is left of the shim is taken down once, though the task answers for it."""
+
+    def die() -> None:
+        task_world.shim_dies()
+        raise Closed("reset")
+
+    await delete_task(task_world.node, task_world.tasks["c1"])
+    task_world.answers["Delete"] = die
+    await delete_task(task_world.node, task_world.tasks["pod"])
+    assert task_world.journal.count("socket") == 1
+
+
 async def test_the_shim_dies_during_delete_and_its_cleanup_fails(world: World) -> None:
     def die() -> None:
         world.shim_dies()
@@ -562,6 +598,20 @@ async def test_failed_create_as_the_first_task_ends_its_shim(tmp_path: Path) -> 
         "drop task pod",
     ]
     assert world.left() == []
+
+
+async def test_failed_create_whose_container_is_gone_is_not_looked_at_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    world = await World(tmp_path, (), pinned=False).build()
+    task = await world.add("pod", pid=100, created=False)
+    world.containers["pod"].known_to_shim = False
+    broken = Broken(world, "socket")
+    monkeypatch.setattr(world.node.sockets, "remove_stale", broken)
+    await cleanup_failed_create(world.node, task)
+    assert world.journal[-1] == "failed task pod"
+    broken.mended = True
+    world.journal.clear()
+    await delete_task(world.node, task)
+    assert world.journal == SHIM_IS_GONE
 
 
 # ---- S

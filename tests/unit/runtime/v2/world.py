@@ -173,7 +173,8 @@ class World:
 
     def left(self) -> list[str]:
         """What is on the node still."""
-        found = [f"process of {c.id}" for c in self.containers.values() if c.runs]
+        found = ["shim"] if self.shim_runs else []
+        found += [f"process of {c.id}" for c in self.containers.values() if c.runs]
         found += [f"mount of {c.id}" for c in self.containers.values() if c.mounted]
         for top in (self.config.bundles, self.config.work_dirs, self.config.engine_root / self.config.namespace):
             found += [str(path.relative_to(top.parents[2])) for path in sorted(top.glob("*"))]
@@ -400,6 +401,8 @@ class FakeConnection:
         self._closed.set()
 
     def close(self) -> None:
+        if self._world.shim.tasks:  # whoever then gets Closed has to find out that its task is the cleanup's
+            self._world.write("connection closed before its tasks were taken over")
         if not self._closed.is_set():
             self._world.write("connection closed by us")
         self._closed.set()
