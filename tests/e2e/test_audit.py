@@ -36,7 +36,7 @@ def run(*argv: str | Path, **how: object) -> None:
 
 def audit(daemon: Daemon, state: str = "leaked") -> tuple[int, Found]:
     """The exit code, and what is in `state`; nothing else may be found then."""
-    done = daemon.orlop("--config", daemon.config, "--output", "json", "audit", check=False)
+    done = daemon.orlop("--output", "json", "audit", check=False)
     assert done.returncode in (CLEAN, LEAKS), done.stderr
     findings = json.loads(done.stdout)
     assert {finding["state"] for finding in findings} <= {state}, done.stdout
@@ -44,7 +44,7 @@ def audit(daemon: Daemon, state: str = "leaked") -> tuple[int, Found]:
 
 
 def audit_until_clean(daemon: Daemon) -> None:
-    until(lambda: daemon.orlop("--config", daemon.config, "audit", check=False).returncode == CLEAN, what="the audit is clean")
+    until(lambda: daemon.orlop("audit", check=False).returncode == CLEAN, what="the audit is clean")
 
 
 @dataclass
