@@ -28,6 +28,7 @@ FURNITURE = {
     r"/var/lib/cni/results": "of CNI attachments, as libcni keeps them; empty",
     r"/var/lib/cni/networks(/[^/]+(/lock|/last_reserved_ip\.\d+)?)?": "host-local's own files; a lease is named like its address",
     r"/run/orlop-e2e/[\w-]+/(io|namespaces|sandboxes|runc(/k8s\.io)?)": "the daemon's directories, made when first needed; empty",
+    r"/run/orlop-e2e/[\w-]+/runc/k8s\.io/\.(empty-directory|cache(/seccomp(/\w+)?)?)": "what crun keeps for the next container",
     r"/.+/io\.containerd\.runtime\.v2\.task(/k8s\.io)?": "where bundles and work directories are made; empty",
     rf"{CGROUPS}/\w+{CGROUP_PARENT}/session/orlop-daemon-\w+-\d+": "the daemon's own cgroup; it can't remove it, the next daemon does",
 }

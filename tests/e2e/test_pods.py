@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import os
+import signal
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -82,6 +85,17 @@ class TestLife:
             255: (255, "Error"),
         }
 
+    def test_out_of_memory(self, kubelet: Client) -> None:
+        """The reason's spelling is the CRI's (api.proto): the kubelet looks for it. The limit is the kubelet's usual way of saying it."""
+        resources = cri.LinuxContainerResources(memory_limit_in_bytes=16 * MIB, memory_swap_limit_in_bytes=16 * MIB, oom_score_adj=999)
+        config = cri.LinuxContainerConfig(resources=resources)
+        pod = kubelet.run_pod()
+        container = kubelet.run_container(pod, ["tail", "/dev/zero"], linux=config)
+        until(lambda: kubelet.status(container).reason == "OOMKilled", what="the exit is known to be the OOM killer's")
+        assert kubelet.status(container).exit_code == 137
+        forked = kubelet.run_container(pod, ["sh", "-c", "tail /dev/zero; echo $?; exit 3"], linux=config)
+        assert kubelet.wait_exit(forked).exit_code == 3, "only a child was killed"
+
     def test_addresses_of_both_families(self, kubelet: Client) -> None:
         pod = kubelet.run_pod()
         network = kubelet.pod_status(pod).network
@@ -157,6 +171,40 @@ class TestLife:
             list(pool.map(kubelet.stop_pod, [pod] * 4))
             list(pool.map(kubelet.remove_pod, [pod] * 4))
         assert kubelet.pods() == []
+
+
+class TestSandboxTask:
+    """Pods whose sandbox is a process: of a handler with `sandbox = "task"`, or for a PID namespace that the containers share."""
+
+    @pytest.mark.parametrize(("handler", "pid"), [("task", cri.CONTAINER), ("task", cri.POD), ("", cri.POD)])
+    def test_from_begin_to_end(self, kubelet: Client, tmp_path: Path, handler: str, pid: cri.NamespaceMode) -> None:
+        options = cri.NamespaceOption(network=cri.POD, pid=pid, ipc=cri.POD)
+        pod = kubelet.run_pod(handler=handler, log_directory=tmp_path, hostname="task", namespaces=options)
+        assert kubelet.pod_status(pod).network.ip.startswith("10.199.")
+        first, second = kubelet.run_container(pod, ["sh", "-c", "hostname; exit 2"]), kubelet.run_container(pod)
+        assert kubelet.wait_exit(first).exit_code == 2
+        assert texts(kubelet.logs(first), "stdout") == ["task"]
+        seen = kubelet.exec_sync(second, "ps", "-o", "args").stdout.decode().splitlines()
+        assert ("/bin/sleep 1000000" in seen) == (pid == cri.POD)
+        assert len(shims(pod.id)) == 1
+        kubelet.remove(first)
+        assert kubelet.pod_status(pod).state == cri.SANDBOX_READY
+        kubelet.stop_pod(pod)
+        assert kubelet.status(second).exit_code == 137
+        assert shims(pod.id) == []
+        kubelet.remove_pod(pod)
+
+    def test_a_pod_ends_with_its_process(self, kubelet: Client) -> None:
+        pod = kubelet.run_pod(handler="task")
+        container = kubelet.run_container(pod)
+        details = kubelet.runtime.PodSandboxStatus(cri.PodSandboxStatusRequest(pod_sandbox_id=pod.id, verbose=True)).info["info"]
+        os.kill(json.loads(details)["pid"], signal.SIGKILL)
+        until(lambda: kubelet.pod_status(pod).state == cri.SANDBOX_NOTREADY, what="the sandbox is not ready any more")
+        with refused(grpc.StatusCode.FAILED_PRECONDITION, pod.id, "lost"):
+            kubelet.create_container(pod)
+        assert kubelet.status(container).state == cri.CONTAINER_RUNNING, "its own PID namespace is another one"
+        kubelet.stop_pod(pod)
+        assert kubelet.status(container).exit_code == 137
 
 
 class TestExec:
