@@ -52,7 +52,8 @@ def read(*, cgroup_v2: bool, proc: Path = Path("/proc"), sys: Path = Path("/sys"
     cgroup = sys / "fs/cgroup"
     if cgroup_v2:
         hugetlb = "hugetlb" in (cgroup / "cgroup.controllers").read_text().split()
-        swap = True  # memory.swap.max of a container's cgroup appears with the memory controller
+        # Told by the kernel's build and command line: memory.swap.max itself is only in cgroups with the memory controller.
+        swap = (proc / "swaps").exists() and "swapaccount=0" not in (proc / "cmdline").read_text().split()
     else:
         hugetlb = (cgroup / "hugetlb").is_dir()
         swap = (cgroup / "memory/memory.memsw.limit_in_bytes").exists()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 from typing import cast
 
@@ -9,6 +10,8 @@ from agent.errdefs import InvalidArgument
 from cri.api import api_pb2 as cri
 
 _ALIASES = {"SIGCLD": "SIGCHLD", "SIGIOT": "SIGABRT", "SIGPOLL": "SIGIO"}
+_NUMBER = re.compile("[0-9]{1,3}")
+_REAL_TIME = re.compile("(SIGRTMIN|SIGRTMAX)([+-][0-9]{1,3})")
 
 
 def parse(text: str, field: str) -> int:
@@ -17,16 +20,14 @@ def parse(text: str, field: str) -> int:
     Raises:
         InvalidArgument: no such signal.
     """
-    if text.isdigit() and 1 <= int(text) <= signal.SIGRTMAX:
+    if _NUMBER.fullmatch(text) and 1 <= int(text) <= signal.SIGRTMAX:
         return int(text)
     name = text.upper() if text.upper().startswith("SIG") else f"SIG{text.upper()}"
     name = _ALIASES.get(name, name)
-    for base in ("SIGRTMIN", "SIGRTMAX"):
-        offset = name.removeprefix(base)
-        if offset != name and offset[:1] in ("+", "-") and offset[1:].isdigit():
-            number = int(getattr(signal, base)) + int(offset)
-            if signal.SIGRTMIN <= number <= signal.SIGRTMAX:
-                return number
+    if match := _REAL_TIME.fullmatch(name):
+        number = int(signal.Signals[match[1]]) + int(match[2])
+        if signal.SIGRTMIN <= number <= signal.SIGRTMAX:
+            return number
     try:
         return int(signal.Signals[name])
     except KeyError as error:

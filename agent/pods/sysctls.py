@@ -26,7 +26,7 @@ DEFAULTS = {
 
 @dataclass(frozen=True)
 class Sysctls:
-    """`at_creation` are written as the namespaces are made; `of_interfaces` exist only after CNI ADD."""
+    """`at_creation` are written as the namespaces are made; `of_interfaces` exist only after CNI ADD. Names are dotted."""
 
     at_creation: dict[str, str]
     of_interfaces: dict[str, str]
@@ -41,15 +41,14 @@ class Sysctls:
         early = {} if host_network else dict(DEFAULTS)
         late: dict[str, str] = {}
         for raw, value in wanted.items():
-            # sysctl(8) lets both separators in; with slashes a dot may be part of an interface's name
-            key = raw.replace("/", ".") if "/" in raw and "." not in raw else raw
-            if not key or ".." in key or key.startswith((".", "/")) or "\0" in key + value or "\n" in value:
+            path = _path(raw)
+            if len(path) < 2 or any(part in {"", ".", ".."} for part in path) or not raw.isprintable() or not value.isprintable():
                 raise InvalidArgument(f"config.linux.sysctls: {raw!r} is not a sysctl")
-            if key.startswith("net."):
+            key = ".".join(part.replace(".", "/") for part in path)
+            if path[0] == "net":
                 if host_network:
                     raise InvalidArgument(f"config.linux.sysctls: {raw!r} would change the host: the pod uses the host's network")
-                parts = key.split(".")
-                on_interface = len(parts) > 4 and parts[2] in ("conf", "neigh") and parts[3] not in ("all", "default", "lo")
+                on_interface = len(path) > 4 and path[2] in ("conf", "neigh") and path[3] not in ("all", "default", "lo")
                 (late if on_interface else early)[key] = value
             elif key in _IPC_KEYS or key.startswith("fs.mqueue."):
                 if host_ipc:
@@ -60,3 +59,11 @@ class Sysctls:
             else:
                 raise InvalidArgument(f"config.linux.sysctls: {raw!r} is not namespaced: it would change the host")
         return cls(early, late)
+
+
+def _path(name: str) -> list[str]:
+    """The components of a sysctl's file below /proc/sys. As in sysctl(8), the first of `.` and `/` in the name separates them
+    and stands for the other one inside of them: net.ipv4.conf.eth0/5.forwarding is of the interface eth0.5."""
+    if next((character for character in name if character in "./"), "") == ".":
+        name = name.translate(str.maketrans("./", "/."))
+    return name.split("/")

@@ -34,9 +34,10 @@ def capabilities(security: cri.LinuxContainerSecurityContext, facts: NodeFacts) 
     if security.privileged:
         granted = set(facts.capabilities)
     else:
-        granted = set() if _ALL in drop else set(DEFAULT)
-        if _ALL in add:
-            granted = set(facts.capabilities)
+        # First ALL, of both; then single names, so that "drop ALL, add one" and "add ALL, drop one" say what they seem to.
+        granted = set(facts.capabilities) if _ALL in add else set(DEFAULT)
+        if _ALL in drop:
+            granted = set()
         granted |= add - {_ALL}
         granted |= ambient - {_ALL}
         granted -= drop

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import posixpath
 import stat
 from pathlib import Path
 from typing import Any
 
 from agent.errdefs import InvalidArgument, NotFound
+from agent.pods.facts import NodeFacts
 from agent.pods.spec import seccomp
+from agent.pods.spec.capabilities import capabilities
 from agent.pods.spec.inputs import SpecInputs
 from cri.api import api_pb2 as cri
 
@@ -19,6 +23,7 @@ _MEMORY_MINIMUM = 4 << 20
 def build(inputs: SpecInputs, rootfs_propagation: str) -> dict[str, Any]:
     """Raises InvalidArgument and NotFound, naming the field."""
     security = inputs.security
+    _check_apparmor(security)
     devices, rules = _devices(inputs)
     spec: dict[str, Any] = {
         "namespaces": _namespaces(inputs),
@@ -31,7 +36,7 @@ def build(inputs: SpecInputs, rootfs_propagation: str) -> dict[str, Any]:
     if not security.privileged:
         spec["maskedPaths"] = list(security.masked_paths)
         spec["readonlyPaths"] = list(security.readonly_paths)
-        profile = seccomp.profile(security)
+        profile = seccomp.profile(security, capabilities(security, inputs.facts)["bounding"])
         if profile is not None:
             spec["seccomp"] = profile
     return spec
@@ -68,25 +73,43 @@ def resources(inputs: SpecInputs) -> dict[str, Any]:
             raise InvalidArgument(f"{field}.cpu_{name} {value} must not be negative")
         if value:
             cpu[name] = value
-    for name, text in (("cpus", wanted.cpuset_cpus), ("mems", wanted.cpuset_mems)):
-        if text:
-            cpu[name] = text
+    cpu |= {name: text for name, text in (("cpus", wanted.cpuset_cpus), ("mems", wanted.cpuset_mems)) if text}
     if cpu:
         made["cpu"] = cpu
-    if wanted.memory_limit_in_bytes > 0:
-        if wanted.memory_limit_in_bytes < _MEMORY_MINIMUM:
-            raise InvalidArgument(f"{field}.memory_limit_in_bytes {wanted.memory_limit_in_bytes} is below 4 MiB: nothing could start")
-        made["memory"] = {"limit": wanted.memory_limit_in_bytes}
-        if wanted.memory_swap_limit_in_bytes > 0 and facts.swap_accounting:
-            made["memory"]["swap"] = wanted.memory_swap_limit_in_bytes
+    if memory := _memory(field, wanted, facts):
+        made["memory"] = memory
     pages = [{"pageSize": limit.page_size, "limit": limit.limit} for limit in wanted.hugepage_limits]
     if pages and facts.hugetlb:
         made["hugepageLimits"] = pages
     if wanted.unified:
         if not facts.cgroup_v2:
             raise InvalidArgument(f"{field}.unified needs cgroup v2; this node has v1")
+        if wrong := [name for name in wanted.unified if "/" in name or "." not in name]:
+            raise InvalidArgument(f"{field}.unified: {wrong[0]!r} is not a file of a cgroup")
         made["unified"] = dict(wanted.unified)
     return made
+
+
+def _memory(field: str, wanted: cri.LinuxContainerResources, facts: NodeFacts) -> dict[str, int]:
+    """The OCI's `swap` is memory and swap together. Where nothing is said of it, it is the memory: Kubernetes doesn't swap."""
+    limit, swap = wanted.memory_limit_in_bytes, wanted.memory_swap_limit_in_bytes
+    if limit < 0 or swap < -1:
+        raise InvalidArgument(f"{field}: memory limit {limit} and swap limit {swap} must not be negative")
+    if 0 < limit < _MEMORY_MINIMUM:
+        raise InvalidArgument(f"{field}.memory_limit_in_bytes {limit} is below 4 MiB: nothing could start")
+    if swap > 0 and not 0 < limit <= swap:
+        raise InvalidArgument(f"{field}.memory_swap_limit_in_bytes {swap} includes the memory, whose limit is {limit}")
+    memory = {"limit": limit} if limit else {}
+    if (swap or limit) and facts.swap_accounting:
+        memory["swap"] = swap or limit
+    return memory
+
+
+def _check_apparmor(security: cri.LinuxContainerSecurityContext) -> None:
+    """Asking for more confinement than there is must not pass in silence; the runtime's default is none."""
+    localhost = security.apparmor.profile_type == cri.SecurityProfile.Localhost or security.apparmor_profile.startswith("localhost/")
+    if localhost and not security.privileged:
+        raise InvalidArgument("security_context.apparmor: profiles of the node are not supported yet")
 
 
 def _devices(inputs: SpecInputs) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
@@ -97,6 +120,10 @@ def _devices(inputs: SpecInputs) -> tuple[list[dict[str, Any]], list[dict[str, A
     rules: list[dict[str, Any]] = [{"allow": False, "access": "rwm"}]
     for device in inputs.config.devices:
         where = f"config.devices[{device.container_path!r}]"
+        if not device.container_path.startswith("/") or "\0" in device.container_path:
+            raise InvalidArgument(f"{where}: container_path must be an absolute path without NUL")
+        if not device.host_path.startswith("/") or "\0" in device.host_path:
+            raise InvalidArgument(f"{where}: host_path {device.host_path!r} is not an absolute path")
         if set(device.permissions) - set("rwm"):
             raise InvalidArgument(f"{where}: permissions {device.permissions!r} are not among 'rwm'")
         for node in _nodes(where, device):
@@ -118,7 +145,7 @@ def _nodes(where: str, device: cri.Device) -> list[dict[str, Any]]:
                 raise InvalidArgument(f"{where}: host_path {device.host_path!r} is not a device")
             return [node]
         below = sorted(path for path in source.rglob("*") if not path.is_dir())
-        nodes = [_node(path, f"{device.container_path}/{path.relative_to(source)}") for path in below]
+        nodes = [_node(path, posixpath.join(device.container_path, path.relative_to(source))) for path in below]
     except OSError as error:
         raise NotFound(f"{where}: host_path {device.host_path!r} can't be used: {error.strerror}") from error
     return [node for node in nodes if node is not None]
@@ -142,12 +169,13 @@ def _host_devices() -> list[dict[str, Any]]:
     """Every device node of the host, for privileged containers; those that the engine makes itself are left to it."""
     found = []
     for directory, names, files in os.walk("/dev"):
-        names[:] = [name for name in names if not (directory == "/dev" and name in _NOT_FOR_CONTAINERS)]
-        for name in files:
+        names[:] = sorted(name for name in names if not (directory == "/dev" and name in _NOT_FOR_CONTAINERS))
+        for name in sorted(files):
             path = Path(directory, name)
             if path.is_symlink() or name == "console":
                 continue
-            node = _node(path, str(path))
-            if node is not None:
-                found.append(node)
+            with contextlib.suppress(FileNotFoundError):  # unplugged meanwhile
+                node = _node(path, str(path))
+                if node is not None:
+                    found.append(node)
     return found

@@ -1,6 +1,7 @@
-"""`mounts` of the spec, in the order they are made: the pseudo file systems, the pod's files, then the CRI's mounts.
+"""`mounts` of the spec, in the order they are made: the pseudo file systems, then the pod's files and the CRI's mounts.
 
-CRI mounts are ordered by depth, so that one below another is made after it.
+The latter are ordered by depth, so that one below another is made after it: a volume on /etc doesn't hide the pod's /etc/hosts.
+A CRI mount takes the place of what would be mounted at its path; one on /dev, of all that would be mounted below /dev.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ from cri.api import api_pb2 as cri
 
 _PSEUDO = ("nosuid", "noexec", "nodev")
 _EXTRA_OPTIONS = frozenset({"noexec", "nodev", "nosuid"})
+_CGROUP2_SHARED = frozenset({"nsdelegate", "memory_recursiveprot"})
+"""Options of cgroup2 as a whole: a mount of it outside of a cgroup namespace that leaves them out takes them from the node."""
 
 
 @dataclass(frozen=True)
@@ -28,44 +31,67 @@ class MountPlan:
     rootfs_propagation: str
 
 
-def plan(inputs: SpecInputs) -> MountPlan:
-    """Raises InvalidArgument and NotFound, naming the mount."""
-    wanted = sorted(inputs.config.mounts, key=lambda mount: posixpath.normpath(mount.container_path).count("/"))
-    asked = {posixpath.normpath(mount.container_path) for mount in wanted}
-    made = [mount for mount in [*_pseudo(inputs), *_pod_files(inputs)] if mount["destination"] not in asked]
+def plan(inputs: SpecInputs, mountinfo: Path = Path("/proc/self/mountinfo")) -> MountPlan:
+    """Blocks. Raises InvalidArgument and NotFound, naming the mount."""
+    asked = {_target(mount) for mount in inputs.config.mounts}
+    asked_for = {mount.propagation for mount in inputs.config.mounts}
+    host_mounts: list[MountInfo] = []
+    if asked_for - {cri.PROPAGATION_PRIVATE} or _shares_cgroup2(inputs):  # else not: 10,000 mounts take 50 ms
+        host_mounts = parse_mountinfo(mountinfo.read_bytes())
+    pseudo = [
+        mount
+        for mount in _pseudo(inputs, host_mounts)
+        if mount["destination"] not in asked and not ("/dev" in asked and mount["destination"].startswith("/dev/"))
+    ]
+    volumes = [mount for mount in _pod_files(inputs) if mount["destination"] not in asked]
+    volumes += [_cri_mount(mount, host_mounts) for mount in inputs.config.mounts]
+    volumes.sort(key=lambda mount: mount["destination"].count("/"))
     propagation = ""
-    host_mounts = None
-    for mount in wanted:
-        if mount.propagation != cri.PROPAGATION_PRIVATE and host_mounts is None:
-            host_mounts = parse_mountinfo(Path("/proc/self/mountinfo").read_bytes())
-        made.append(_cri_mount(mount, host_mounts or []))
-        if mount.propagation == cri.PROPAGATION_BIDIRECTIONAL:
-            propagation = "rshared"
-        elif mount.propagation == cri.PROPAGATION_HOST_TO_CONTAINER and not propagation:
-            propagation = "rslave"
-    return MountPlan(made, propagation)
+    if cri.PROPAGATION_BIDIRECTIONAL in asked_for:
+        propagation = "rshared"
+    elif cri.PROPAGATION_HOST_TO_CONTAINER in asked_for:
+        propagation = "rslave"
+    return MountPlan(pseudo + volumes, propagation)
+
+
+def _where(mount: cri.Mount) -> str:
+    return f"config.mounts[{mount.container_path!r}]"
+
+
+def _target(mount: cri.Mount) -> str:
+    path = mount.container_path
+    if not path.startswith("/") or "\0" in path:
+        raise InvalidArgument(f"{_where(mount)}: container_path must be an absolute path without NUL")
+    target = "/" + posixpath.normpath(path).lstrip("/")
+    if target == "/":
+        raise InvalidArgument(f"{_where(mount)}: container_path would hide the whole root file system")
+    return target
 
 
 def _mount(destination: str, kind: str, source: str, *options: str) -> dict[str, Any]:
     return {"destination": destination, "type": kind, "source": source, "options": list(options)}
 
 
-def _pseudo(inputs: SpecInputs) -> list[dict[str, Any]]:
-    privileged = inputs.security.privileged
-    access = "rw" if privileged else "ro"
-    if inputs.host_network:
-        # sysfs shows the netns of its mounter; without a netns of its own a container may only see the host's, bound in.
-        sysfs = _mount("/sys", "bind", "/sys", *_PSEUDO, access, "rbind")
-    else:
-        sysfs = _mount("/sys", "sysfs", "sysfs", *_PSEUDO, access)
+def _pseudo(inputs: SpecInputs, host_mounts: list[MountInfo]) -> list[dict[str, Any]]:
+    access = "rw" if inputs.security.privileged else "ro"
+    shared = []
+    if _shares_cgroup2(inputs):
+        host = next((mount.super_options.split(",") for mount in host_mounts if str(mount.mount_point) == "/sys/fs/cgroup"), [])
+        shared = [option for option in host if option in _CGROUP2_SHARED]
     return [
         _mount("/proc", "proc", "proc", *_PSEUDO),
         _mount("/dev", "tmpfs", "tmpfs", "nosuid", "strictatime", "mode=755", "size=65536k"),
         _mount("/dev/pts", "devpts", "devpts", "nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"),
         _mount("/dev/mqueue", "mqueue", "mqueue", *_PSEUDO),
-        sysfs,
-        _mount("/sys/fs/cgroup", "cgroup", "cgroup", *_PSEUDO, "relatime", access),
+        # Never the host's, bound: "ro" holds for the mount itself, not for debugfs, bpf and the like below it.
+        _mount("/sys", "sysfs", "sysfs", *_PSEUDO, access),
+        _mount("/sys/fs/cgroup", "cgroup", "cgroup", *_PSEUDO, "relatime", access, *shared),
     ]
+
+
+def _shares_cgroup2(inputs: SpecInputs) -> bool:
+    """Whether it has no cgroup namespace of its own on v2 (`linux` decides): then its mount of cgroup2 is the node's."""
+    return inputs.facts.cgroup_v2 and inputs.security.privileged
 
 
 def _pod_files(inputs: SpecInputs) -> list[dict[str, Any]]:
@@ -79,15 +105,13 @@ def _pod_files(inputs: SpecInputs) -> list[dict[str, Any]]:
 
 
 def _cri_mount(mount: cri.Mount, host_mounts: list[MountInfo]) -> dict[str, Any]:
-    where = f"config.mounts[{mount.container_path!r}]"
-    if not mount.container_path or "\0" in mount.container_path:
-        raise InvalidArgument(f"{where}: container_path must not be empty or hold NUL")
+    where = _where(mount)
     if mount.HasField("image"):
         raise InvalidArgument(f"{where}: image volumes are not supported yet")
     if mount.uidMappings or mount.gidMappings:
         raise InvalidArgument(f"{where}: idmapped mounts are not supported yet")
-    if not mount.host_path:
-        raise InvalidArgument(f"{where}: host_path must not be empty")
+    if not mount.host_path.startswith("/") or "\0" in mount.host_path:
+        raise InvalidArgument(f"{where}: host_path {mount.host_path!r} is not an absolute path")
     if mount.recursive_read_only and (not mount.readonly or mount.propagation != cri.PROPAGATION_PRIVATE):
         raise InvalidArgument(f"{where}: recursive_read_only needs readonly and private propagation")
     unknown = sorted(set(mount.mount_options) - _EXTRA_OPTIONS)
@@ -100,7 +124,7 @@ def _cri_mount(mount: cri.Mount, host_mounts: list[MountInfo]) -> dict[str, Any]
         raise NotFound(f"{where}: host_path {mount.host_path!r} can't be used: {error.strerror}") from error
     propagation = _propagation(where, mount, source, host_mounts)
     access = ("rro" if mount.recursive_read_only else "ro") if mount.readonly else "rw"
-    return _mount(posixpath.normpath(mount.container_path), "bind", source, "rbind", propagation, access, *mount.mount_options)
+    return _mount(_target(mount), "bind", source, "rbind", propagation, access, *mount.mount_options)
 
 
 def _propagation(where: str, mount: cri.Mount, source: str, host_mounts: list[MountInfo]) -> str:
@@ -108,7 +132,8 @@ def _propagation(where: str, mount: cri.Mount, source: str, host_mounts: list[Mo
         case cri.PROPAGATION_PRIVATE:
             return "rprivate"
         case cri.PROPAGATION_HOST_TO_CONTAINER:
-            if "shared:" not in (optional := _optional_fields(source, host_mounts)) and "master:" not in optional:
+            optional = _optional_fields(source, host_mounts)
+            if "shared:" not in optional and "master:" not in optional:
                 raise InvalidArgument(f"{where}: {source} is on a private mount of the host: HOST_TO_CONTAINER can't work there")
             return "rslave"
         case cri.PROPAGATION_BIDIRECTIONAL:

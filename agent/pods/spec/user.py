@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 from agent.errdefs import InvalidArgument, NotFound
 from cri.api import api_pb2 as cri
 
 _MAX_ID = 2**32 - 2
+_NUMBER = re.compile("-?[0-9]{1,20}")
+"""Not str.isdigit, which takes more for a digit than int() does."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +33,7 @@ def resolve(security: cri.LinuxContainerSecurityContext, image_user: str, passwd
     """The user by the rules of the CRI (api.proto, LinuxContainerSecurityContext; KEP-3619 for the groups' policy).
 
     Raises:
-        InvalidArgument: a group without a user, ids out of range.
+        InvalidArgument: a group without a user, ids out of range, an unknown policy.
         NotFound: a user or group name that the image doesn't have.
     """
     if security.HasField("run_as_group") and not (security.HasField("run_as_user") or security.run_as_username or image_user):
@@ -46,6 +49,8 @@ def resolve(security: cri.LinuxContainerSecurityContext, image_user: str, passwd
     accounts = _accounts(passwd)
     account = _account(wanted or "0", accounts)
     gid = _gid(wanted_group, group) if wanted_group else account.gid
+    if security.supplemental_groups_policy not in cri.SupplementalGroupsPolicy.values():
+        raise InvalidArgument(f"supplemental_groups_policy {security.supplemental_groups_policy} is not one of the CRI")
     groups = [_checked(value, "supplemental_groups") for value in security.supplemental_groups]
     if security.supplemental_groups_policy == cri.Merge and account.name:
         groups += _memberships(account.name, group)
@@ -53,7 +58,7 @@ def resolve(security: cri.LinuxContainerSecurityContext, image_user: str, passwd
 
 
 def _account(wanted: str, accounts: list[_Account]) -> _Account:
-    if wanted.lstrip("-").isdigit():
+    if _NUMBER.fullmatch(wanted):
         uid = _checked(int(wanted), "run_as_user")
         return next((account for account in accounts if account.uid == uid), _Account("", uid, 0))
     for account in accounts:
@@ -63,24 +68,28 @@ def _account(wanted: str, accounts: list[_Account]) -> _Account:
 
 
 def _gid(wanted: str, group: bytes) -> int:
-    if wanted.lstrip("-").isdigit():
+    if _NUMBER.fullmatch(wanted):
         return _checked(int(wanted), "run_as_group")
     for fields in _lines(group, 4):
-        if fields[0] == wanted and fields[2].isdigit():
-            return int(fields[2])
+        if fields[0] == wanted and (gid := _id(fields[2])) is not None:
+            return gid
     raise NotFound(f"group {wanted!r} is not in the image's /etc/group")
 
 
 def _memberships(name: str, group: bytes) -> list[int]:
-    return [int(fields[2]) for fields in _lines(group, 4) if fields[2].isdigit() and name in fields[3].split(",")]
+    return [gid for fields in _lines(group, 4) if name in fields[3].split(",") and (gid := _id(fields[2])) is not None]
 
 
 def _accounts(passwd: bytes) -> list[_Account]:
     return [
-        _Account(fields[0], int(fields[2]), int(fields[3]))
+        _Account(fields[0], uid, gid)
         for fields in _lines(passwd, 7)
-        if fields[2].isdigit() and fields[3].isdigit()
-    ]  # fmt: skip
+        if (uid := _id(fields[2])) is not None and (gid := _id(fields[3])) is not None
+    ]
+
+
+def _id(text: str) -> int | None:
+    return number if _NUMBER.fullmatch(text) and 0 <= (number := int(text)) <= _MAX_ID else None
 
 
 def _lines(data: bytes, fields: int) -> list[list[str]]:

@@ -24,7 +24,7 @@ def test_names_and_numbers(text: str, number: int) -> None:
     assert signals.parse(text, "f") == number
 
 
-@pytest.mark.parametrize("text", ["", "0", "65", "SIGNOPE", "SIGRTMIN+99", "-9", "15; rm"])
+@pytest.mark.parametrize("text", ["", "0", "65", "SIGNOPE", "SIGRTMIN+99", "-9", "15; rm", "²", "9" * 5000, "SIGRTMIN+²", "SIGRTMIN+"])
 def test_no_signal(text: str) -> None:
     with pytest.raises(InvalidArgument, match="f "):
         signals.parse(text, "f")

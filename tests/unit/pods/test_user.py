@@ -10,8 +10,11 @@ from agent.errdefs import InvalidArgument, NotFound, OrlopError
 from agent.pods.spec.user import User, resolve
 from cri.api import api_pb2 as cri
 
-PASSWD = b"root:x:0:0:root:/root:/bin/sh\nalice:x:1000:1001:A:/home/alice:/bin/sh\nbroken line\nbob:x:nan:1:::\n"
-GROUP = b"root:x:0:\nusers:x:50:alice,bob\nops:x:60:alice\nbad\n"
+PASSWD = (
+    "root:x:0:0:root:/root:/bin/sh\nalice:x:1000:1001:A:/home/alice:/bin/sh\nbroken line\nbob:x:nan:1:::\n"
+    f"carol:x:\u00b2:1:::\ndave:x:{'9' * 5000}:1:::\n"
+).encode()
+GROUP = f"root:x:0:\nusers:x:50:alice,bob\nops:x:60:alice\nbad\nhuge:x:{2**32}:alice\nodd:x:\u00b2:alice\n".encode()
 
 
 def security(**fields: Any) -> cri.LinuxContainerSecurityContext:
@@ -34,7 +37,8 @@ def security(**fields: Any) -> cri.LinuxContainerSecurityContext:
         pytest.param({"run_as_user": 1000, "run_as_group": 7}, "", User(1000, 7, (7, 50, 60)), id="group given"),
         pytest.param({"run_as_user": 1000, "supplemental_groups": [9, 50]}, "", User(1000, 1001, (1001, 9, 50, 60)), id="merged"),
         pytest.param(
-            {"run_as_user": 1000, "supplemental_groups": [9], "supplemental_groups_policy": cri.Strict}, "", User(1000, 1001, (1001, 9)), id="strict"
+            {"run_as_user": 1000, "supplemental_groups": [9], "supplemental_groups_policy": cri.Strict},
+            "", User(1000, 1001, (1001, 9)), id="strict",
         ),
     ],
 )  # fmt: skip
@@ -52,6 +56,17 @@ def test_resolution(context: dict[str, Any], image_user: str, expected: User) ->
         ({"run_as_username": "mallory"}, "", NotFound),
         ({}, "bob", NotFound),
         ({}, "root:nobodys", NotFound),
+        ({}, "-5", InvalidArgument),
+        ({}, "4294967295", InvalidArgument),
+        ({}, "root:4294967295", InvalidArgument),
+        ({}, "--5", NotFound),
+        ({}, "²", NotFound),
+        ({}, "9" * 5000, NotFound),
+        ({}, "root:²", NotFound),
+        ({}, "carol", NotFound),
+        ({}, "dave", NotFound),
+        ({}, "root:huge", NotFound),
+        ({"supplemental_groups_policy": 7}, "", InvalidArgument),
     ],
 )
 def test_who_can_not_be(context: dict[str, Any], image_user: str, error: type[OrlopError]) -> None:
