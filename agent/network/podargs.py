@@ -5,6 +5,7 @@ The conventions are those of https://www.cni.dev/docs/conventions/ and, for band
 
 from __future__ import annotations
 
+import ipaddress
 import math
 import re
 from collections.abc import Iterable, Mapping
@@ -64,8 +65,12 @@ def _port_mappings(mappings: Iterable[api_pb2.PortMapping]) -> list[dict[str, An
             protocol = api_pb2.Protocol.Name(mapping.protocol).lower()
         except ValueError as error:
             raise InvalidArgument(f"port mapping {mapping.host_port} has the unknown protocol {mapping.protocol}") from error
+        try:
+            host_ip = str(ipaddress.ip_address(mapping.host_ip)) if mapping.host_ip else ""
+        except ValueError as error:
+            raise InvalidArgument(f"port mapping {mapping.host_port}: host_ip {mapping.host_ip!r:.100} is not an address") from error
         entry = {"hostPort": mapping.host_port, "containerPort": mapping.container_port, "protocol": protocol}
-        found.append(entry | ({"hostIP": mapping.host_ip} if mapping.host_ip else {}))
+        found.append(entry | ({"hostIP": host_ip} if host_ip else {}))
     return found
 
 

@@ -9,7 +9,7 @@ from agent import failpoints, log
 from agent.errdefs import FailedPrecondition, InvalidArgument
 from agent.identifiers import new_id
 from agent.images.image import Image
-from agent.pods import signals
+from agent.pods import checks, signals
 from agent.pods.container import ContainerRecord, ContainerState
 from agent.pods.context import Pods
 from agent.pods.registry import Container, Sandbox
@@ -34,7 +34,8 @@ async def create_container(pods: Pods, request: cri.CreateContainerRequest) -> c
         AlreadyExists: the sandbox has a container of this name and attempt.
     """
     config = request.config
-    _validate(config)
+    checks.container(config)
+    checks.log_directory("sandbox_config.log_directory", request.sandbox_config.log_directory)
     sandbox = pods.registry.sandboxes.get(request.pod_sandbox_id)
     log_directory = request.sandbox_config.log_directory or sandbox.record.config.log_directory
     name = f"{config.metadata.name}_{sandbox.record.id}_{config.metadata.attempt}"
@@ -115,12 +116,17 @@ def _pid_namespace(pods: Pods, sandbox: Sandbox, config: cri.ContainerConfig) ->
 
     Raises:
         NotFound, FailedPrecondition: the TARGET container doesn't exist or doesn't run.
+        InvalidArgument: no TARGET, a POD namespace that the sandbox doesn't have, or an unknown mode.
     """
     options = config.linux.security_context.namespace_options
     match options.pid:
         case cri.NODE:
             return ""
+        case cri.CONTAINER:
+            return None
         case cri.TARGET:
+            if not options.target_id:
+                raise InvalidArgument("namespace_options.target_id must not be empty with pid TARGET")
             target = pods.registry.containers.get(options.target_id).record
             if target.sandbox_id != sandbox.record.id or target.state is not ContainerState.RUNNING:
                 raise FailedPrecondition(f"namespace_options.target_id {options.target_id!r} is not a running container of this sandbox")
@@ -132,8 +138,8 @@ def _pid_namespace(pods: Pods, sandbox: Sandbox, config: cri.ContainerConfig) ->
                     "the sandbox's own namespace_options.pid must be POD too"
                 )
             return f"/proc/{sandbox.record.pid}/ns/pid"
-        case _:
-            return None
+        case other:
+            raise InvalidArgument(f"namespace_options.pid {other} is not one of the CRI")
 
 
 def _stop_signal(config: cri.ContainerConfig, image: Image) -> int:
@@ -146,17 +152,3 @@ def _stop_signal(config: cri.ContainerConfig, image: Image) -> int:
         except InvalidArgument:
             _log.warning("image names no known stop signal", image=image.id, signal=image.config.stop_signal)
     return _DEFAULT_STOP_SIGNAL
-
-
-def _validate(config: cri.ContainerConfig) -> None:
-    name = config.metadata.name
-    if not name:
-        raise InvalidArgument("config.metadata.name must not be empty")
-    if "/" in name or "\0" in name or len(name) > 253:
-        raise InvalidArgument(f"config.metadata.name {name[:80]!r} can't be a container name")
-    if not config.image.image:
-        raise InvalidArgument("config.image.image must not be empty")
-    if config.log_path and (config.log_path.startswith("/") or ".." in config.log_path.split("/")):
-        raise InvalidArgument(f"config.log_path {config.log_path!r} must be relative and stay inside of the pod's log_directory")
-    if config.CDI_devices:
-        raise InvalidArgument("config.CDI_devices: CDI devices are not supported yet")

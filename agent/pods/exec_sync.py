@@ -15,6 +15,7 @@ from agent.errdefs import DeadlineExceeded, FailedPrecondition, InvalidArgument,
 from agent.events import Exit
 from agent.identifiers import new_id
 from agent.logs.capture import Capture
+from agent.pods import checks
 from agent.pods.container import ContainerRecord, ContainerState
 from agent.pods.context import Pods
 from agent.runtime.v2.task import ExecProcess
@@ -34,14 +35,13 @@ async def exec_sync(pods: Pods, request: cri.ExecSyncRequest) -> cri.ExecSyncRes
     """CRI ExecSync; `timeout` in seconds, 0 for none. Output beyond 16 MiB in all is read and dropped.
 
     Raises:
-        InvalidArgument: no command, or a negative timeout.
+        InvalidArgument: no command, one that holds NUL, or a negative timeout.
         NotFound: no such container.
         FailedPrecondition: it doesn't run.
         DeadlineExceeded: the timeout ran out; the process was killed.
         Unknown: the engine could not start the command; the message is the engine's.
     """
-    if not request.cmd:
-        raise InvalidArgument("cmd must not be empty")
+    checks.command(list(request.cmd))
     if request.timeout < 0:
         raise InvalidArgument(f"timeout {request.timeout} must not be negative")
     record = pods.registry.containers.get(request.container_id).record

@@ -7,8 +7,11 @@ stays there. A crash leaves ledger entries without a sandbox record, which the n
 
 from __future__ import annotations
 
+import errno
 import time
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +23,7 @@ from agent.errdefs import InvalidArgument, Unavailable
 from agent.identifiers import new_id
 from agent.linux.mounts import Mount
 from agent.network import Attachment
-from agent.pods import sandbox_files, sandbox_task
+from agent.pods import checks, sandbox_files, sandbox_task
 from agent.pods.context import Pods
 from agent.pods.registry import Sandbox
 from agent.pods.sandbox import Pin, SandboxRecord, sandbox_name
@@ -69,6 +72,7 @@ class Plan:
         return wanted
 
 
+_REFUSALS = frozenset({errno.ENOENT, errno.EINVAL, errno.ERANGE, errno.EACCES, errno.EPERM})
 _PIN_KINDS = {"net": Kind.NETNS, "ipc": Kind.IPCNS, "uts": Kind.UTSNS}
 _NAMESPACE_TYPES = {"net": "network", "ipc": "ipc", "uts": "uts"}
 
@@ -82,7 +86,7 @@ async def run_pod_sandbox(pods: Pods, request: cri.RunPodSandboxRequest) -> cri.
         Unavailable: no pod network, or the ledger can't be written.
     """
     config = request.config
-    _validate(config)
+    checks.sandbox(config)
     handler = pods.handler(request.runtime_handler)
     name = sandbox_name(config.metadata)
 
@@ -173,7 +177,8 @@ async def _pin_namespaces(pods: Pods, plan: Plan) -> dict[str, Pin]:
     if not plan.pins:
         return {}
     await failpoints.hit("pods.sandbox_run.namespaces")
-    inodes = await pods.namespaces.create(plan.pins, hostname=plan.config.hostname, sysctls=plan.sysctls.at_creation)
+    with _telling_of(plan.sysctls.at_creation):
+        inodes = await pods.namespaces.create(plan.pins, hostname=plan.config.hostname, sysctls=plan.sysctls.at_creation)
     for kind, path in plan.pins.items():
         await pods.ledger.hold(_PIN_KINDS[kind], str(path), {"inode": inodes[kind]})
     return {_NAMESPACE_TYPES[kind]: Pin(str(path), inodes[kind]) for kind, path in plan.pins.items()}
@@ -195,8 +200,23 @@ async def _attach(pods: Pods, plan: Plan) -> tuple[str, ...]:
     result = await pods.network.add(plan.attachment)
     await pods.ledger.hold(Kind.CNI, plan.id)
     if plan.sysctls.of_interfaces:
-        await pods.namespaces.write_sysctls(plan.pins["net"], plan.sysctls.of_interfaces)
+        with _telling_of(plan.sysctls.of_interfaces):
+            await pods.namespaces.write_sysctls(plan.pins["net"], plan.sysctls.of_interfaces)
     return result.ips
+
+
+@contextmanager
+def _telling_of(sysctls: dict[str, str]) -> Iterator[None]:
+    """The kernel refuses keys that it doesn't have and values that it doesn't take: that is the request's fault."""
+    try:
+        yield
+    except OSError as error:
+        path = str(error.filename or "")
+        if not path.startswith("/proc/sys/") or error.errno not in _REFUSALS:
+            raise
+        key = path.removeprefix("/proc/sys/").replace("/", ".")
+        value = next((value for name, value in sysctls.items() if name.replace("/", ".") == key), "")
+        raise InvalidArgument(f"config.linux.sysctls: {key!r} can't be set to {value!r}: {error.strerror}") from error
 
 
 async def _start_shim(pods: Pods, plan: Plan, pins: dict[str, Pin]) -> int:
@@ -218,27 +238,3 @@ def _annotations(sandbox_id: str, config: cri.PodSandboxConfig) -> dict[str, str
         "io.kubernetes.cri.sandbox-namespace": config.metadata.namespace,
         "io.kubernetes.cri.sandbox-uid": config.metadata.uid,
     }
-
-
-def _validate(config: cri.PodSandboxConfig) -> None:
-    metadata = config.metadata
-    for field in ("name", "namespace", "uid"):
-        if not getattr(metadata, field):
-            raise InvalidArgument(f"config.metadata.{field} must not be empty")
-    for field, value in (("name", metadata.name), ("namespace", metadata.namespace), ("uid", metadata.uid)):
-        if "\0" in value or "/" in value or len(value) > 253:
-            raise InvalidArgument(f"config.metadata.{field} {value[:80]!r} can't be a Kubernetes name")
-    if len(config.hostname.encode()) > 64 or "\0" in config.hostname or "/" in config.hostname:
-        raise InvalidArgument(f"config.hostname {config.hostname[:80]!r} is not a host name of at most 64 characters")
-    if config.log_directory and not config.log_directory.startswith("/"):
-        raise InvalidArgument(f"config.log_directory {config.log_directory!r} is not an absolute path")
-    parent = config.linux.cgroup_parent
-    if parent and (not parent.startswith("/") or ".." in parent.split("/")) and not parent.endswith(".slice"):
-        raise InvalidArgument(f"config.linux.cgroup_parent {parent!r} is neither an absolute cgroup path nor a slice")
-    options = config.linux.security_context.namespace_options
-    if options.userns_options.mode == cri.POD and options.HasField("userns_options"):
-        raise InvalidArgument(
-            "config.linux.security_context.namespace_options.userns_options: pods with a user namespace are not supported yet"
-        )
-    if options.pid == cri.TARGET:
-        raise InvalidArgument("config.linux.security_context.namespace_options.pid: TARGET is for containers, not for sandboxes")

@@ -14,12 +14,12 @@ from typing import Any
 
 import grpc
 from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
-from google.protobuf.message import Message
+from google.protobuf.message import DecodeError, Message
 from google.protobuf.message_factory import GetMessageClass
 
 from agent import log, metrics
 from agent.aio import in_thread
-from agent.errdefs import Code, OrlopError
+from agent.errdefs import Code, InvalidArgument, OrlopError
 
 Verb = Callable[[Any], Awaitable[Message | bytes]]
 
@@ -27,6 +27,8 @@ _log = log.get("cri")
 _CODES = {code.value[0]: code for code in grpc.StatusCode}
 _MAX_MESSAGE = 16 << 20
 """Bytes; the kubelet's own limit."""
+_MAX_SENTENCE = 2000
+"""Bytes of an error's text. Some clients take no more than 8 KiB of trailers, in which many a byte becomes three."""
 
 
 class Edge:
@@ -60,30 +62,36 @@ def _make_room(socket: Path) -> None:
 
 
 def _handler(method: MethodDescriptor, verb: Verb | None) -> grpc.RpcMethodHandler[Any, Any]:
-    request_class: Any = GetMessageClass(method.input_type)
-
-    async def answer(request: Message, context: grpc.aio.ServicerContext[Any, Any]) -> Message | bytes:
+    async def answer(request: bytes, context: grpc.aio.ServicerContext[Any, Any]) -> Message | bytes:
         if verb is None:
             await context.abort(grpc.StatusCode.UNIMPLEMENTED, f"{method.full_name} is not implemented by orlop")
-        return await _measured(method.name, verb, request, context)
+        return await _measured(method, verb, request, context)
 
-    async def stream(request: Message, context: grpc.aio.ServicerContext[Any, Any]) -> None:
+    async def stream(request: bytes, context: grpc.aio.ServicerContext[Any, Any]) -> None:
         await context.abort(grpc.StatusCode.UNIMPLEMENTED, f"{method.full_name} is not implemented by orlop")
 
     if method.server_streaming:
-        return grpc.unary_stream_rpc_method_handler(stream, request_deserializer=request_class.FromString)
-    return grpc.unary_unary_rpc_method_handler(answer, request_deserializer=request_class.FromString, response_serializer=_serialise)
+        return grpc.unary_stream_rpc_method_handler(stream)
+    return grpc.unary_unary_rpc_method_handler(answer, response_serializer=_serialise)
 
 
 def _serialise(response: Message | bytes) -> bytes:
     return response if isinstance(response, bytes) else response.SerializeToString()
 
 
-async def _measured(name: str, verb: Verb, request: Message, context: grpc.aio.ServicerContext[Any, Any]) -> Message | bytes:
-    started = time.monotonic()
+def _parse(method: MethodDescriptor, request: bytes) -> Message:
+    """Here and not in gRPC, whose answer to a message that is none would be UNKNOWN."""
+    try:
+        return GetMessageClass(method.input_type).FromString(request)
+    except DecodeError as error:
+        raise InvalidArgument(f"the request is not a {method.input_type.name}: {error}") from error
+
+
+async def _measured(method: MethodDescriptor, verb: Verb, request: bytes, context: grpc.aio.ServicerContext[Any, Any]) -> Message | bytes:
+    name, started = method.name, time.monotonic()
     metrics.cri_operations.labels(name).inc()
     try:
-        return await verb(request)
+        return await verb(_parse(method, request))
     except asyncio.CancelledError:
         metrics.cri_errors.labels(name, Code.CANCELLED.name).inc()
         raise
@@ -101,5 +109,9 @@ async def _measured(name: str, verb: Verb, request: Message, context: grpc.aio.S
 
 
 def sentence(error: BaseException) -> str:
-    """The error for people, with what was noted on its way up."""
-    return "; ".join([str(error), *getattr(error, "__notes__", [])])
+    """The error for people, with what was noted on its way up; cut in the middle if it is too long for gRPC."""
+    text = "; ".join([str(error), *getattr(error, "__notes__", [])])
+    if len(text.encode(errors="replace")) <= _MAX_SENTENCE:
+        return text
+    text = text.encode("ascii", "backslashreplace").decode()
+    return f"{text[: _MAX_SENTENCE // 2]} [...] {text[-_MAX_SENTENCE // 2 :]}"
