@@ -21,7 +21,10 @@ from dataclasses import dataclass
 
 from agent.errdefs import Internal, InvalidArgument
 
-_ACTION = re.compile(r"(?:(?P<nth>\d+)\*)?(?P<verb>error|delay|hang|crash)(?:\((?P<argument>[^)]*)\))?")
+_ACTION = re.compile(
+    r"(?:(?P<nth>[1-9][0-9]*)\*)?"
+    r"(?:(?P<verb>error|hang|crash)(?:\((?P<argument>[^)]*)\))?|(?P<delay>delay)\((?P<seconds>[0-9]+(?:\.[0-9]+)?)\))"
+)
 
 
 @dataclass
@@ -49,7 +52,7 @@ def configure(text: str) -> None:
         match = _ACTION.fullmatch(action)
         if not name or match is None:
             raise InvalidArgument(f"failpoint {entry!r} is not NAME=[N*]error(TEXT)|delay(SECONDS)|hang|crash")
-        points[name] = _Point(match["verb"], match["argument"] or "", int(match["nth"] or 0))
+        points[name] = _Point(match["verb"] or match["delay"], match["argument"] or match["seconds"] or "", int(match["nth"] or 0))
     _points.clear()
     _points.update(points)
     _passed.clear()

@@ -18,7 +18,9 @@ async def within(budget: float, awaitable: Awaitable[T], what: str) -> T:
         DeadlineExceeded: "`what` took longer than ... s". The awaitable was cancelled.
     """
     try:
-        async with asyncio.timeout(budget):
+        async with asyncio.timeout(budget) as timeout:
             return await awaitable
     except TimeoutError as error:
+        if not timeout.expired():
+            raise  # the awaitable's own: ETIMEDOUT of a connection, say
         raise DeadlineExceeded(f"{what} took longer than {budget:g} s") from error

@@ -1,58 +1,113 @@
-"""The language of failpoints and of shortened budgets."""
+"""The little language of failpoints, and what each action does. `crash` is tried in a process of its own."""
 
 from __future__ import annotations
 
-import runpy
+import asyncio
+import os
+import signal
+import subprocess
+import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
-from agent import errdefs, failpoints, timeouts
+from agent import failpoints
+from agent.errdefs import Internal, InvalidArgument
 
 
 @pytest.fixture(autouse=True)
-def failpoints_off() -> Iterator[None]:
+def off_afterwards() -> Iterator[None]:
     yield
     failpoints.configure("")
 
 
-async def test_only_the_named_one_acts_and_only_the_nth_time() -> None:
-    failpoints.configure("a.b=2*error(full)")
-    for name in ("a.b", "a.c"):
-        await failpoints.hit(name)
-    with pytest.raises(errdefs.Internal, match=r"failpoint a\.b: full"):
-        await failpoints.hit("a.b")
-    await failpoints.hit("a.b")
-    assert failpoints.passed() == ["a.b", "a.c", "a.b", "a.b"]
-
-
-async def test_a_star_is_all_that_are_not_named() -> None:
-    failpoints.configure("*=2*error;a.b=delay(0)")
-    for name in ("a.b", "a.b", "a.c"):
-        await failpoints.hit(name)
-    with pytest.raises(errdefs.Internal, match=r"failpoint a\.d"):
-        await failpoints.hit("a.d")
-
-
-async def test_off_nothing_is_noted() -> None:
-    failpoints.configure("a.b=delay(0)")
-    await failpoints.hit("a.b")
+async def test_off_nothing_happens() -> None:
     failpoints.configure("")
     await failpoints.hit("a.b")
+
+
+async def test_an_error_has_the_points_name_and_text() -> None:
+    failpoints.configure("a.b=error(no space);c=error")
+    with pytest.raises(Internal, match=r"^failpoint a\.b: no space$"):
+        await failpoints.hit("a.b")
+    with pytest.raises(Internal, match=r"^failpoint c: error$"):
+        await failpoints.hit("c")
+    await failpoints.hit("other")
+
+
+async def test_only_the_nth_time() -> None:
+    failpoints.configure("a=2*error")
+    await failpoints.hit("a")
+    with pytest.raises(Internal):
+        await failpoints.hit("a")
+    await failpoints.hit("a")
+
+
+async def test_every_point_that_is_not_named() -> None:
+    failpoints.configure("*=error;a=2*error")
+    await failpoints.hit("a")
+    with pytest.raises(Internal, match="failpoint b"):
+        await failpoints.hit("b")
+
+
+async def test_a_delay() -> None:
+    failpoints.configure("a=delay(0.01)")
+    loop = asyncio.get_running_loop()
+    begun = loop.time()
+    await failpoints.hit("a")
+    assert loop.time() - begun >= 0.009
+
+
+async def test_a_hang_ends_with_its_task() -> None:
+    failpoints.configure("a=hang")
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.01):
+            await failpoints.hit("a")
+
+
+async def test_what_was_passed_is_told_while_one_is_on() -> None:
+    failpoints.configure("z=error")
+    await failpoints.hit("a")
+    await failpoints.hit("b")
+    assert failpoints.passed() == ["a", "b"]
+    failpoints.configure("")
+    await failpoints.hit("c")
     assert failpoints.passed() == []
 
 
-@pytest.mark.parametrize("text", ["a.b", "a.b=explode", "=error", "a.b=error(x"])
-def test_what_is_not_in_the_language(text: str) -> None:
-    with pytest.raises(errdefs.InvalidArgument, match="is not NAME="):
-        failpoints.configure(text)
+async def test_a_new_configuration_replaces_the_old_one_as_a_whole() -> None:
+    failpoints.configure("a=error")
+    failpoints.configure(" b=error ; ")
+    await failpoints.hit("a")
+    with pytest.raises(Internal):
+        await failpoints.hit("b")
 
 
-def test_budgets_can_be_shortened(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("ORLOP_TIMEOUTS", "CNI=1.5;SHIM_START=2")
-    shortened = runpy.run_path(str(Path(timeouts.__file__)))
-    assert (shortened["CNI"], shortened["SHIM_START"]) == (1.5, 2)
-    monkeypatch.setenv("ORLOP_TIMEOUTS", "CNl=1")
-    with pytest.raises(ValueError, match="'CNl=1' is no budget"):
-        runpy.run_path(str(Path(timeouts.__file__)))
+@pytest.mark.parametrize(
+    "text", ["a", "=error", "a=bang", "a=error(", "a=0*error", "a=x*error", "a=*error", "a=delay", "a=delay(soon)", "a=delay()", "a=hang x"]
+)
+async def test_what_is_not_in_the_language_changes_nothing(text: str) -> None:
+    failpoints.configure("b=error")
+    with pytest.raises(InvalidArgument, match="failpoint"):
+        failpoints.configure(f"c=error;{text}")
+    with pytest.raises(Internal):
+        await failpoints.hit("b")
+    await failpoints.hit("c")
+
+
+CRASH = """
+import asyncio
+from agent import failpoints
+
+try:
+    asyncio.run(failpoints.hit("a"))
+finally:
+    print("ended in order")
+"""
+
+
+def test_a_crash_is_a_sigkill_from_the_environment() -> None:
+    environment = {**os.environ, "ORLOP_FAILPOINTS": "a=crash"}
+    done = subprocess.run([sys.executable, "-c", CRASH], env=environment, capture_output=True, text=True, check=False, timeout=50)
+    assert done.returncode == -signal.SIGKILL
+    assert (done.stdout, done.stderr) == ("", "failpoint a: crash\n")
