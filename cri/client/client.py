@@ -44,7 +44,10 @@ class Client:
         try:
             return await remote(request, timeout=timeout)
         except grpc.aio.AioRpcError as error:
-            raise from_code(error.code().value[0], error.details() or error.code().name) from error
+            text = error.details() or error.code().name
+            if text.startswith("failed to connect"):  # gRPC's own words, not a server's
+                text = f"nobody serves {self.socket}: {text}"
+            raise from_code(error.code().value[0], text) from error
 
 
 def _serialise(message: Message) -> bytes:

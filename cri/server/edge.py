@@ -19,7 +19,7 @@ from google.protobuf.message_factory import GetMessageClass
 
 from agent import log, metrics
 from agent.aio import in_thread
-from agent.errdefs import Code, InvalidArgument, OrlopError
+from agent.errdefs import Code, InvalidArgument, OrlopError, Unavailable
 
 Verb = Callable[[Any], Awaitable[Message | bytes]]
 
@@ -44,11 +44,18 @@ class Edge:
             self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service.full_name, handlers),))
 
     async def start(self) -> None:
-        """Listen. A socket left by an earlier run is replaced: the state directory's lock says that nobody serves it."""
+        """Listen. A socket left by an earlier run is replaced: the state directory's lock says that nobody serves it.
+
+        Raises:
+            Unavailable: there can't be a socket at this path.
+        """
         await in_thread(_make_room, self._socket)
-        self._server.add_insecure_port(f"unix:{self._socket}")
-        await self._server.start()
+        try:
+            self._server.add_insecure_port(f"unix:{self._socket}")
+        except RuntimeError as error:
+            raise Unavailable(f"there can't be a socket at {self._socket}: a longer path than 107 bytes, or no right to") from error
         await in_thread(self._socket.chmod, 0o600)
+        await self._server.start()
 
     async def stop(self, grace: float) -> None:
         """Take no new calls, give those in flight `grace` seconds, close."""
@@ -109,9 +116,10 @@ async def _measured(method: MethodDescriptor, verb: Verb, request: bytes, contex
 
 
 def sentence(error: BaseException) -> str:
-    """The error for people, with what was noted on its way up; cut in the middle if it is too long for gRPC."""
-    text = "; ".join([str(error), *getattr(error, "__notes__", [])])
-    if len(text.encode(errors="replace")) <= _MAX_SENTENCE:
+    """The error for people, with what was noted on its way up, as gRPC can carry it: a path's bytes that are no UTF-8 (PEP 383) are
+    escaped, since an answer with one is never sent; and what is too long is cut in the middle."""
+    text = "; ".join([str(error), *getattr(error, "__notes__", [])]).encode(errors="backslashreplace").decode()
+    if len(text.encode()) <= _MAX_SENTENCE:
         return text
     text = text.encode("ascii", "backslashreplace").decode()
     return f"{text[: _MAX_SENTENCE // 2]} [...] {text[-_MAX_SENTENCE // 2 :]}"
