@@ -25,7 +25,7 @@ from agent.store.kinds import Kind
 from agent.store.ledger import Intent, Resource
 from agent.store.release import Releases
 from agent.store.store import Store
-from tests.e2e.node import CGROUP_PARENT, CGROUPS, Process, processes
+from tests.e2e.node import CGROUP_PARENT, CGROUPS, Process, mounts, processes
 from tests.e2e.toolbox import Pair
 
 STATE = Path("/run/orlop")
@@ -51,11 +51,8 @@ class Tasks:
     manager: TaskManager
     releases: Releases
     exchange: Exchange
+    handler: RuntimeHandler
     events: list[Event] = field(default_factory=list)
-
-    @property
-    def handler(self) -> RuntimeHandler:
-        return RuntimeHandler("runc", path=str(self.pair.shim_path), engine=str(self.pair.engine_path))
 
     @property
     def rootfs(self) -> Path:
@@ -115,6 +112,15 @@ class Tasks:
                 await asyncio.sleep(0.01)
         return found[0]
 
+    def left_of_containers(self, sandbox_id: str) -> list[str]:
+        """What is on the node of any container, though none is there."""
+        tops = (STATE / PLUGIN, self.root / "lib" / PLUGIN)
+        found = [str(path) for top in tops for path in top.glob("k8s.io/*") if path.name != sandbox_id]
+        found += [str(path) for path in (STATE / "runc/k8s.io").iterdir()]
+        found += [str(path) for path in CGROUPS.glob(f"*{CGROUP_PARENT}/pods/*") if path.is_dir()]
+        found += [line for line in mounts() if str(STATE / PLUGIN) in line]
+        return found + [str(process) for process in processes() if "init" in process.argv[1:2] or "sleep" in process.argv[:1]]
+
 
 def spec(task_id: str, argv: Sequence[str]) -> dict[str, Any]:
     """An OCI spec; as any user may run it on a node without CAP_SYS_RESOURCE."""
@@ -155,8 +161,11 @@ def furnished(root: Path) -> Iterator[Path]:
 
 
 @asynccontextmanager
-async def running(pair: Pair, root: Path) -> AsyncIterator[Tasks]:
-    """A started and loaded manager. At the end it lets go of everything, as a daemon that stops does."""
+async def running(pair: Pair, root: Path, engine: Path | None = None) -> AsyncIterator[Tasks]:
+    """A started and loaded manager; with `engine` in the place of the pair's.
+
+    At the end it lets go of everything, as a daemon that stops does.
+    """
     config = RuntimeConfig(
         state_dir=STATE,
         root_dir=root / "lib",
@@ -173,7 +182,8 @@ async def running(pair: Pair, root: Path) -> AsyncIterator[Tasks]:
     releases = Releases(store.ledger, time.time)
     releases.register(Kind.SHIM, lambda resource: manager.stop_shim(resource.key))
     releases.register(Kind.TASK, lambda resource: manager.delete(resource.key))
-    tasks = Tasks(pair, root, store, manager, releases, exchange)
+    handler = RuntimeHandler("runc", path=str(pair.shim_path), engine=str(engine or pair.engine_path))
+    tasks = Tasks(pair, root, store, manager, releases, exchange, handler)
     subscription = exchange.subscribe()
 
     async def collect() -> None:

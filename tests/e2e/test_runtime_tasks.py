@@ -7,7 +7,8 @@ import os
 import signal
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ import pytest
 from agent.errdefs import Busy, OrlopError
 from agent.events import TaskExit
 from agent.store.kinds import Kind
-from tests.e2e.node import processes, runc_inits
+from tests.e2e.node import Process, processes, runc_inits
 from tests.e2e.tasks import STATE, furnished, running
 from tests.e2e.toolbox import Pair
 
@@ -239,3 +240,77 @@ async def test_a_stopped_shim_is_killed_on_demand(pair: Pair, home: Path) -> Non
         await tasks.manager.kill_shim(sandbox)
         assert (await task.wait()).reason == "Unknown"
         assert await tasks.release(sandbox=sandbox) == []
+
+
+@pytest.mark.parametrize("victim", ["shim", "engine"])
+async def test_a_kill_in_the_middle_of_a_create(pair: Pair, home: Path, victim: str) -> None:
+    """Whatever point it comes at, nothing is left of the create, and the pod takes the next one."""
+    async with running(pair, home) as tasks:
+        sandbox = await tasks.pinned()
+        for milliseconds in range(0, 60, 5):
+            creating = asyncio.ensure_future(tasks.create(sandbox))
+            await asyncio.sleep(milliseconds / 1000)
+            victims = tasks.shims(sandbox) if victim == "shim" else engines(pair)
+            for process in victims:
+                with suppress(ProcessLookupError):
+                    os.kill(process.pid, signal.SIGKILL)
+            with suppress(OrlopError):
+                await creating
+            assert await tasks.release(Kind.TASK, sandbox=sandbox) == []
+            assert tasks.left_of_containers(sandbox) == []
+        task = await tasks.run(sandbox, ["true"])
+        assert (await task.wait()).status == 0
+        assert await tasks.release(sandbox=sandbox) == []
+
+
+async def test_an_engine_that_lies(pair: Pair, home: Path) -> None:
+    """Its delete says that all is well and does nothing; so does the shim's, with rc 0."""
+    engine = home / "engine"
+    engine.write_text(f'#!/bin/sh\ncase " $* " in *" delete "*) exit 0;; esac\nexec {pair.engine_path} "$@"\n')
+    engine.chmod(0o755)
+    async with running(pair, home, engine) as tasks:
+        sandbox = await tasks.pinned()
+        task = await tasks.run(sandbox)
+        created = await tasks.create(sandbox)
+        os.kill(tasks.shim(sandbox).pid, signal.SIGKILL)
+        await tasks.until_told(task, created)
+        assert not alive(task.pid)
+        assert not alive(created.pid)
+        assert tasks.left_of_containers(sandbox) == []
+        again = await tasks.run(sandbox)
+        assert await tasks.release(Kind.TASK, container=again.id) == []
+        assert await tasks.release(sandbox=sandbox) == []
+
+
+async def test_the_agent_goes_in_the_middle_of_a_create(pair: Pair, home: Path) -> None:
+    """Its connection ends and with it the shim's call; the next incarnation takes down what is left of it."""
+    engine = home / "engine"
+    engine.write_text(f'#!/bin/sh\ncase " $* " in *" create "*) sleep 1;; esac\nexec {pair.engine_path} "$@"\n')
+    engine.chmod(0o755)
+    async with running(pair, home, engine) as tasks:
+        sandbox = await tasks.pinned()
+        creating = asyncio.ensure_future(tasks.create(sandbox))
+        while not engines(pair, engine):
+            await asyncio.sleep(0.01)
+        creating.cancel()
+        await tasks.manager.stop(0)
+    async with running(pair, home) as tasks:
+        assert await tasks.release(Kind.TASK, sandbox=sandbox) == []
+        assert (await (await tasks.run(sandbox, ["true"])).wait()).status == 0
+        assert await tasks.release(sandbox=sandbox) == []
+
+
+async def test_an_upgrade_takes_the_shims_binary_away(pair: Pair, home: Path) -> None:
+    async with running(pair, home) as tasks:
+        sandbox = await tasks.pinned()
+        task = await tasks.run(sandbox)
+        task.record = replace(task.record, binary="/upgraded/away")
+        os.kill(tasks.shim(sandbox).pid, signal.SIGKILL)
+        await tasks.until_told(task)
+        assert await tasks.release(sandbox=sandbox) == []
+
+
+def engines(pair: Pair, wrapper: Path | None = None) -> list[Process]:
+    """The engine's processes that create, and not the container's."""
+    names = {str(pair.engine_path), str(wrapper)}
+    return [process for process in processes() if names & set(process.argv[:3]) and "create" in process.argv]

@@ -217,6 +217,21 @@ async def test_shutdown(tmp_path: Path, break_step: Arm, step: str, fault: str) 
 
 
 @FAULTS
+async def test_a_shim_that_does_not_die_is_not_taken_for_dead_the_next_time(
+    tmp_path: Path, break_step: Arm, monkeypatch: pytest.MonkeyPatch, fault: str
+) -> None:
+    world = await World(tmp_path, ()).build()
+    world.shim_ends_on_shutdown = False
+    monkeypatch.setitem(steps.BUDGETS, "shutdown", 0.01)
+    break_step("shim_dead", fault)
+    with pytest.raises(OrlopError):
+        await shutdown_shim(world.node, world.shim)
+    assert world.shim_runs
+    await shutdown_shim(world.node, world.shim)
+    assert world.left() == []
+
+
+@FAULTS
 @pytest.mark.parametrize("step", ["shutdown", "close"])
 async def test_shutdown_goes_on(tmp_path: Path, break_step: Arm, step: str, fault: str) -> None:
     world = await World(tmp_path, ()).build()
@@ -390,6 +405,7 @@ async def test_a_create_that_comes_while_the_last_task_goes_is_cleaned_up(task_w
     pause.go.set()
     await last
     assert str(late.stage) == "orphaned"
+    assert "connection closed before its tasks were taken over" not in task_world.journal
     await cleanup_failed_create(task_world.node, late)
     assert str(late.stage) == "freed"
     assert task_world.journal.count("shim delete c3") == 1
