@@ -26,4 +26,4 @@ async def watch_pins(pods: Pods) -> None:
     while True:
         await asyncio.sleep(_PIN_INTERVAL)
         for sandbox in pods.registry.sandboxes:
-            await recovery.check_pins(pods, sandbox)
+            await recovery.apart(f"the pins of sandbox {sandbox.record.id}", recovery.check_pins(pods, sandbox))

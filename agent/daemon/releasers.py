@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 from agent.aio import in_thread
-from agent.errdefs import NotFound
 from agent.network import Attachment
 from agent.pods import sandbox_files
 from agent.pods.context import Pods
@@ -29,11 +28,7 @@ def register(pods: Pods) -> None:
         await pods.logs.remove_fifos(resource.key)
 
     async def execution(resource: Resource) -> None:
-        try:
-            task = pods.tasks.get(resource.container)
-        except NotFound:
-            pass  # the process went with its container
-        else:
+        if (task := pods.tasks.find(resource.container)) is not None:  # else the process went with its container
             await task.end_exec(resource.key)
         await pods.logs.remove_fifos(resource.key)
 

@@ -62,29 +62,40 @@ async def serve(settings: Settings) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopping.set)
     async with AsyncExitStack() as stack:
-        pods = await _compose(settings, stack)
+        background = Supervisor("daemon")
+        pods = await _compose(settings, stack, background)
         recovered = asyncio.Event()
         edge = Edge(settings.socket, services.verbs(pods, recovered))
         await edge.start()
-        stack.push_async_callback(edge.stop, timeouts.DAEMON_STOP)
+        stack.push_async_callback(edge.stop, timeouts.EDGE_STOP)
         _log.info("serving", socket=str(settings.socket))
-        pods.supervisor.start(_recover(pods, recovered), name="recovery")
+        await _first(pods.supervisor.start_awaited(_recover(pods, recovered, background), name="recovery"), stopping)
         await stopping.wait()
         notify("STOPPING=1")
         _log.info("stopping: pods run on")
 
 
-async def _recover(pods: Pods, recovered: asyncio.Event) -> None:
+async def _first(recovering: asyncio.Task[None], stopping: asyncio.Event) -> None:
+    """Wait for the end of recovery, or for the signal. A failed recovery ends the daemon: without knowing its tasks it must
+    not change anything."""
+    stop = asyncio.ensure_future(stopping.wait())
+    await asyncio.wait((recovering, stop), return_when=asyncio.FIRST_COMPLETED)
+    stop.cancel()
+    if recovering.done():
+        recovering.result()
+
+
+async def _recover(pods: Pods, recovered: asyncio.Event, background: Supervisor) -> None:
     started = time.monotonic()
-    try:
-        await recovery.recover(pods)
-    finally:
-        recovered.set()
+    await recovery.recover(pods)
+    recovered.set()
+    # Not before: until the tasks are loaded nobody can tell what is gone from what isn't known yet.
+    background.start(pods.releases.run_pending(asyncio.Event()), name="pending releases")
     notify("READY=1")
     _log.info("recovered", sandboxes=len(pods.registry.sandboxes), seconds=round(time.monotonic() - started, 3))
 
 
-async def _compose(settings: Settings, stack: AsyncExitStack) -> Pods:
+async def _compose(settings: Settings, stack: AsyncExitStack, background: Supervisor) -> Pods:
     """Make all parts; what needs an end is put on `stack` right after its making."""
     asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(_THREADS, "orlop"))
     descriptors = resource.getrlimit(resource.RLIMIT_NOFILE)[1]  # two per container, and a shim's connection and pidfd per pod
@@ -154,13 +165,11 @@ async def _compose(settings: Settings, stack: AsyncExitStack) -> Pods:
         supervisor=supervisor,
     )
     releasers.register(pods)
+    stack.push_async_callback(background.stop, 0)  # after those below, which need the exits that it passes on
     stack.push_async_callback(supervisor.stop, timeouts.DAEMON_STOP)
     stack.push_async_callback(releases.stop, timeouts.DAEMON_STOP)
 
-    background = Supervisor("daemon")
-    stack.push_async_callback(background.stop, 0)
     background.start(exits.watch(pods, subscription), name="exits")
-    background.start(releases.run_pending(asyncio.Event()), name="pending releases")
     background.start(health.watch_lag(), name="loop lag")
     background.start(health.watch_pins(pods), name="pins")
     background.start(leaks.watch(_ledger_reader(store), layout.places(settings), read_leases), name="audit")

@@ -63,11 +63,15 @@ def enter(sandbox: Sandbox) -> None:
     Raises:
         FailedPrecondition: the sandbox is not ready.
     """
+    _insist_on_ready(sandbox)
+    sandbox.entered()
+
+
+def _insist_on_ready(sandbox: Sandbox) -> None:
     if sandbox.record.state is not SandboxState.READY:
         raise FailedPrecondition(
             f"sandbox {sandbox.record.id} is {sandbox.record.state}, not ready: no container can be made or started in it"
         )
-    sandbox.entered()
 
 
 async def _create(pods: Pods, sandbox: Sandbox, container_id: str, config: cri.ContainerConfig, log_directory: str) -> None:
@@ -103,6 +107,7 @@ async def _create(pods: Pods, sandbox: Sandbox, container_id: str, config: cri.C
             stop_signal=stop_signal,
         )
         await failpoints.hit("pods.container_create.record")
+        _insist_on_ready(sandbox)  # StopPodSandbox doesn't wait for a create for ever
         await pods.registry.containers.add(Container(record))
     except Exception as error:
         for resource, failure in await pods.releases.release_owned(container=container_id):
@@ -130,16 +135,24 @@ def _pid_namespace(pods: Pods, sandbox: Sandbox, config: cri.ContainerConfig) ->
             target = pods.registry.containers.get(options.target_id).record
             if target.sandbox_id != sandbox.record.id or target.state is not ContainerState.RUNNING:
                 raise FailedPrecondition(f"namespace_options.target_id {options.target_id!r} is not a running container of this sandbox")
-            return f"/proc/{target.pid}/ns/pid"
+            return _namespace_of(pods, target.id)
         case cri.POD:
             if not sandbox.record.has_task:
                 raise InvalidArgument(
                     "namespace_options.pid is POD, but the sandbox was run with a PID namespace per container: "
                     "the sandbox's own namespace_options.pid must be POD too"
                 )
-            return f"/proc/{sandbox.record.pid}/ns/pid"
+            return _namespace_of(pods, sandbox.record.id)
         case other:
             raise InvalidArgument(f"namespace_options.pid {other} is not one of the CRI")
+
+
+def _namespace_of(pods: Pods, task_id: str) -> str:
+    """The PID namespace of a task that runs: the number of one that has ended may be a stranger's by now."""
+    task = pods.tasks.get(task_id)
+    if task.exited is not None:
+        raise FailedPrecondition(f"the process whose PID namespace is to be joined has ended: task {task_id}")
+    return f"/proc/{task.pid}/ns/pid"
 
 
 def _stop_signal(config: cri.ContainerConfig, image: Image) -> int:

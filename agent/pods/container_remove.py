@@ -26,6 +26,15 @@ async def remove_container(pods: Pods, request: cri.RemoveContainerRequest) -> c
 
 async def remove(pods: Pods, live: Container) -> None:
     """The work behind RemoveContainer and RemovePodSandbox."""
+    live.removing = True
+    try:
+        await _remove(pods, live)
+    except BaseException:
+        live.removing = False
+        raise
+
+
+async def _remove(pods: Pods, live: Container) -> None:
     container_id = live.record.id
     await container_stop.stop(pods, live, grace=0)
     failures = await pods.releases.release_owned(container=container_id)

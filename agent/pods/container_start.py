@@ -10,11 +10,12 @@ import time
 from pathlib import Path
 
 from agent import failpoints, log
+from agent.errdefs import FailedPrecondition, OrlopError
 from agent.events import Exit
 from agent.pods.container import REASON_START_ERROR, START_ERROR_STATUS, ContainerEvent, ContainerState
 from agent.pods.container_create import enter
 from agent.pods.context import Pods
-from agent.pods.exits import record_exit, release_task
+from agent.pods.exits import kill_and_wait, record_exit, release_task
 from agent.pods.registry import Container, Sandbox
 from agent.runtime.v2.task import CreateTask
 from agent.store.kinds import Kind
@@ -43,10 +44,13 @@ async def _start(pods: Pods, sandbox: Sandbox, live: Container) -> None:
     enter(sandbox)
     try:
         async with pods.locks.hold(container_id):
+            if live.removing or container_id not in pods.registry.containers:
+                raise FailedPrecondition(f"container {container_id} is being removed")
             await pods.registry.containers.update(live, live.record.after(ContainerEvent.START))
             try:
                 await _run_task(pods, sandbox, live)
             except Exception as error:
+                await _end_task(pods, sandbox, container_id, error)
                 failed = Exit(START_ERROR_STATUS, time.time_ns(), reason=REASON_START_ERROR, message=str(error))
                 await record_exit(pods, live, failed)
                 await release_task(pods, container_id)
@@ -54,6 +58,18 @@ async def _start(pods: Pods, sandbox: Sandbox, live: Container) -> None:
     finally:
         sandbox.left()
     _log.info("container started", sandbox=sandbox.record.id, container=container_id, pid=live.record.pid)
+
+
+async def _end_task(pods: Pods, sandbox: Sandbox, container_id: str, cause: Exception) -> None:
+    """No process may be left when the exit is told. Where the shim doesn't see to it, the shim goes, too."""
+    task = pods.tasks.find(container_id)
+    if task is None or not task.pid or task.exited is not None:
+        return
+    try:
+        await kill_and_wait(task)
+    except OrlopError as error:
+        cause.add_note(f"its shim was killed: {error}")
+        await pods.tasks.kill_shim(sandbox.record.id)
 
 
 async def _run_task(pods: Pods, sandbox: Sandbox, live: Container) -> None:

@@ -60,11 +60,8 @@ async def _exec(pods: Pods, record: ContainerRecord, command: list[str], timeout
     try:
         capture = await Capture.open(pods.state_dir, exec_id)
         await failpoints.hit("pods.exec_sync.exec")
-        process = await pods.tasks.get(record.id).exec(
-            exec_id, process_spec, stdin="", stdout=capture.stdio.stdout, stderr=capture.stdio.stderr, terminal=False
-        )
-        await process.start()
-        exit_ = await _finish(process, timeout, command)
+        process = await _begin(pods, record, exec_id, process_spec, capture, timeout)
+        exit_ = await _finish(process, deadline, command)
         await _drained(capture, deadline, command, exit_)
     finally:
         # While a background child holds the pipes, the shim's Delete takes up to 10 s: the answer doesn't wait for that.
@@ -74,11 +71,27 @@ async def _exec(pods: Pods, record: ContainerRecord, command: list[str], timeout
     return cri.ExecSyncResponse(stdout=stdout, stderr=stderr, exit_code=exit_.status)
 
 
-async def _finish(process: ExecProcess, timeout: float | None, command: list[str]) -> Exit:
-    if timeout is None:
+async def _begin(
+    pods: Pods, record: ContainerRecord, exec_id: str, process_spec: dict[str, Any], capture: Capture, timeout: float | None
+) -> ExecProcess:
+    """Register the command in the shim and start it. A shim that doesn't answer holds up a probe for its timeout at the most."""
+
+    async def begin() -> ExecProcess:
+        process = await pods.tasks.get(record.id).exec(
+            exec_id, process_spec, stdin="", stdout=capture.stdio.stdout, stderr=capture.stdio.stderr, terminal=False
+        )
+        await process.start()
+        return process
+
+    budget = min(timeout or timeouts.EXEC_START, timeouts.EXEC_START)
+    return await within(budget, begin(), f"the start of command {process_spec['args'][0]!r} in container {record.id}")
+
+
+async def _finish(process: ExecProcess, deadline: float, command: list[str]) -> Exit:
+    if deadline == math.inf:
         return await process.wait()
     try:
-        return await within(timeout, process.wait(), f"command {command[0]!r}")
+        return await within(max(0.0, deadline - time.monotonic()), process.wait(), f"command {command[0]!r}")
     except DeadlineExceeded:
         await _quietly(lambda: process.kill(signal.SIGKILL))
         await _quietly(lambda: within(timeouts.EXIT_AFTER_KILL, process.wait(), "exit of a killed exec"))

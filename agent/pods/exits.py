@@ -7,11 +7,14 @@ before freeing: a slow unmount must not delay an init container's exit, and what
 
 from __future__ import annotations
 
+import signal
 import time
+from contextlib import suppress
 from dataclasses import replace
 
 from agent import log, timeouts
-from agent.errdefs import OrlopError
+from agent.aio import within
+from agent.errdefs import NotFound, OrlopError
 from agent.events import Event, Exit, Subscription, TaskExit, TaskOOM
 from agent.pods.container import (
     REASON_COMPLETED,
@@ -21,8 +24,9 @@ from agent.pods.container import (
     ContainerState,
 )
 from agent.pods.context import Pods
-from agent.pods.registry import Container
+from agent.pods.registry import Container, Sandbox
 from agent.pods.sandbox import SandboxEvent, SandboxState
+from agent.runtime.v2.task import Task
 from agent.store.kinds import Kind
 
 _log = log.get("pods")
@@ -33,7 +37,10 @@ _SIGKILLED = 137
 async def watch(pods: Pods, subscription: Subscription) -> None:
     """Act on task events until the subscription is closed; each exit in a task of its own."""
     async for event in subscription:
-        await _act(pods, event)
+        try:
+            await _act(pods, event)
+        except Exception as error:  # the next event is another container's
+            _log.error("event not acted on", what=str(event), error=str(error), exc_info=error)
 
 
 async def _act(pods: Pods, event: Event) -> None:
@@ -55,6 +62,17 @@ async def _exited(pods: Pods, container_id: str, exit_: Exit) -> None:
         await drain_log(pods, container_id)
         await record_exit(pods, live, exit_)
     await release_task(pods, container_id)
+
+
+async def kill_and_wait(task: Task) -> None:
+    """Kill all processes of a container and see its init end.
+
+    Raises:
+        DeadlineExceeded, Closed ...: no end, or no answer; nothing is known then.
+    """
+    with suppress(NotFound):
+        await task.kill(signal.SIGKILL, all=True)
+    await within(timeouts.EXIT_AFTER_KILL, task.wait(), f"the exit of container {task.id} after SIGKILL")
 
 
 async def drain_log(pods: Pods, container_id: str) -> None:
@@ -105,7 +123,17 @@ async def _out_of_memory(pods: Pods, container_id: str) -> None:
 async def _sandbox_task_exited(pods: Pods, sandbox_id: str) -> None:
     """A pod whose sandbox is a task lives as long as that task."""
     sandbox = pods.registry.sandboxes.find(sandbox_id)
-    if sandbox is None or sandbox.record.state is not SandboxState.READY:
+    if sandbox is not None:
+        await check_task(pods, sandbox)
+
+
+async def check_task(pods: Pods, sandbox: Sandbox) -> None:
+    """A READY sandbox that is a task, and whose task has ended, is LOST. Looked at when the task's exit comes, and when the
+    sandbox gets its record: an exit before that finds no sandbox."""
+    record = sandbox.record
+    if not record.has_task or record.state is not SandboxState.READY:
         return
-    _log.warning("the sandbox's task ended: the sandbox is not ready any more", sandbox=sandbox_id)
-    await pods.registry.sandboxes.update(sandbox, sandbox.record.after(SandboxEvent.PIN_GONE))
+    task = pods.tasks.find(record.id)
+    if task is None or task.exited is not None:
+        _log.warning("the sandbox's task ended: the sandbox is not ready any more", sandbox=record.id)
+        await pods.registry.sandboxes.update(sandbox, record.after(SandboxEvent.PIN_GONE))

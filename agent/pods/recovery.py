@@ -1,22 +1,25 @@
 """What the daemon does at start with the pods it finds: nothing runs again that ran before, nothing is forgotten.
 
 Order: records are in memory first, so that List and Status answer at once; then the shims are loaded (the manager's work),
-each under its own budget; then every container's state is set right, logs are read again, pins are checked; what the
-ledger owns without an owner, because a crash came in the middle of a verb, is released.
+each under its own budget; then every container's state is set right, logs are read again, pins are checked. Then verbs may
+change things again. What a crash in the middle of a verb left is taken down beside them, as anything that is released: a
+shim that doesn't answer, or a network plugin that hangs, holds up its own pod only.
 """
 
 from __future__ import annotations
 
+import asyncio
 import time
+from collections.abc import Awaitable
 from pathlib import Path
 
 from agent import log
 from agent.aio import together
-from agent.errdefs import NotFound, OrlopError
+from agent.errdefs import OrlopError
 from agent.events import UNKNOWN_STATUS, Exit
 from agent.pods.container import REASON_START_ERROR, REASON_UNKNOWN, START_ERROR_STATUS, ContainerState
 from agent.pods.context import Pods
-from agent.pods.exits import drain_log, record_exit, release_task
+from agent.pods.exits import check_task, drain_log, kill_and_wait, record_exit, release_task
 from agent.pods.registry import Container, Sandbox
 from agent.pods.sandbox import SandboxEvent, SandboxState
 from agent.store.kinds import Kind
@@ -24,25 +27,45 @@ from agent.store.ledger import Resource
 
 _log = log.get("pods")
 
+_RETRY = 1.0
+
 
 async def recover(pods: Pods) -> None:
-    """Bring records, ledger and node together again. One bad shim, record or pin delays only its own pod."""
-    await together(*(check_pins(pods, sandbox) for sandbox in pods.registry.sandboxes))
-    await together(*(_adopt_log(pods, live) for live in pods.registry.containers))
+    """Bring records, ledger and node together again. One bad shim, record, pin or plugin delays only its own pod.
+
+    Raises what `TaskManager.load_existing_tasks` raises: then nothing is known, and nothing may be changed.
+    """
+    await together(*(apart(f"the log of {live.record.id}", _adopt_log(pods, live)) for live in pods.registry.containers))
     await pods.tasks.load_existing_tasks()
-    await together(*(_recover_container(pods, live) for live in pods.registry.containers))
-    await _release_unowned(pods)
-    await pods.tasks.cleanup_work_dirs()
+    for sandbox in pods.registry.sandboxes:
+        await apart(f"the pins of sandbox {sandbox.record.id}", check_pins(pods, sandbox))
+        await apart(f"the task of sandbox {sandbox.record.id}", check_task(pods, sandbox))
+    starting = [live for live in pods.registry.containers if live.record.state is ContainerState.STARTING]
+    for live in starting:  # each has its container's lock before a verb can
+        pods.supervisor.start(_roll_back_start(pods, live), name=f"roll back of the start of {live.record.id}")
+    running = [live for live in pods.registry.containers if live not in starting]
+    await together(*(apart(f"container {live.record.id}", _recover_running(pods, live)) for live in running))
+    leftover = [resource for resource in pods.ledger.all() if not _is_owned(pods, resource)]
+    pods.supervisor.start(_release(pods, leftover), name="release of what the previous run left")
+    await apart("work dirs", pods.tasks.cleanup_work_dirs())
+
+
+async def apart(what: str, work: Awaitable[None]) -> None:
+    """Do it; whatever goes wrong with it is told, and is no reason to stop with the others."""
+    try:
+        await work
+    except Exception as error:
+        _log.error("could not be checked", what=what, error=str(error), exc_info=error)
 
 
 async def check_pins(pods: Pods, sandbox: Sandbox) -> None:
     """A READY sandbox whose namespace pin is missing, or another inode, is LOST."""
-    record = sandbox.record
-    if record.state is not SandboxState.READY:
-        return
-    for kind, pin in record.pins.items():
+    for kind, pin in sandbox.record.pins.items():
         inode = await pods.namespaces.inode(Path(pin.path))
+        if sandbox.record.state is not SandboxState.READY:  # it may have changed while we looked
+            return
         if inode != pin.inode:
+            record = sandbox.record
             _log.warning("namespace pin is gone: the sandbox is not ready any more", sandbox=record.id, namespace=kind, pin=pin.path)
             await pods.registry.sandboxes.update(sandbox, record.after(SandboxEvent.PIN_GONE))
             return
@@ -59,45 +82,39 @@ async def _adopt_log(pods: Pods, live: Container) -> None:
         _log.warning("log not adopted", container=record.id, error=str(error))
 
 
-async def _recover_container(pods: Pods, live: Container) -> None:
-    record = live.record
-    if record.state in (ContainerState.CREATED, ContainerState.EXITED):
+async def _roll_back_start(pods: Pods, live: Container) -> None:
+    """The container may run, be created, or be nothing yet: nobody was told that it runs, so it never did.
+
+    Its exit is told when its processes have ended, not before: the kubelet would start a second one beside them. A shim that
+    doesn't answer is asked again and again; a StopContainer meanwhile goes the whole ladder.
+    """
+    container_id = live.record.id
+    async with pods.locks.hold(container_id):
+        while (task := pods.tasks.find(container_id)) is not None and task.pid and task.exited is None:
+            try:
+                await kill_and_wait(task)
+            except OrlopError as error:
+                _log.warning("not killed yet, tried again", container=container_id, error=str(error))
+                await asyncio.sleep(_RETRY)
+        await drain_log(pods, container_id)
+        message = "the runtime was restarted while the container started"
+        await record_exit(pods, live, Exit(START_ERROR_STATUS, time.time_ns(), reason=REASON_START_ERROR, message=message))
+    await release_task(pods, container_id)
+
+
+async def _recover_running(pods: Pods, live: Container) -> None:
+    """One that ran, but has no task any more: it ended, and nobody knows how."""
+    container_id = live.record.id
+    if live.record.state is not ContainerState.RUNNING or pods.tasks.find(container_id) is not None:
         return
-    async with pods.locks.hold(record.id):
-        if live.record.state is ContainerState.EXITED:
-            return
-        if live.record.state is ContainerState.STARTING:
-            lost = Exit(
-                START_ERROR_STATUS,
-                time.time_ns(),
-                reason=REASON_START_ERROR,
-                message="the runtime was restarted while the container started",
-            )
-        elif _has_task(pods, record.id):
-            return
-        else:
-            lost = Exit(
-                UNKNOWN_STATUS,
-                time.time_ns(),
-                reason=REASON_UNKNOWN,
-                message="the container's task was gone when the runtime started again",
-            )
-        await drain_log(pods, record.id)
-        await record_exit(pods, live, lost)
-    await release_task(pods, record.id)
+    async with pods.locks.hold(container_id):
+        await drain_log(pods, container_id)
+        message = "the container's task was gone when the runtime started again"
+        await record_exit(pods, live, Exit(UNKNOWN_STATUS, time.time_ns(), reason=REASON_UNKNOWN, message=message))
+    await release_task(pods, container_id)
 
 
-def _has_task(pods: Pods, container_id: str) -> bool:
-    try:
-        pods.tasks.get(container_id)
-    except NotFound:
-        return False
-    return True
-
-
-async def _release_unowned(pods: Pods) -> None:
-    """Release what a crash left: resources of a sandbox or container without a record, and tasks of ended containers."""
-    leftover = [resource for resource in pods.ledger.all() if not _is_owned(pods, resource)]
+async def _release(pods: Pods, leftover: list[Resource]) -> None:
     if not leftover:
         return
     _log.info("releasing what the previous run left", resources=[f"{resource.kind} {resource.key}" for resource in leftover])
@@ -106,6 +123,7 @@ async def _release_unowned(pods: Pods) -> None:
 
 
 def _is_owned(pods: Pods, resource: Resource) -> bool:
+    """Whether there is a sandbox or container that needs it. Of an ended one its task and log are still to be released."""
     if resource.state in ("releasing", "failed"):
         return False
     if resource.container:
@@ -115,7 +133,7 @@ def _is_owned(pods: Pods, resource: Resource) -> bool:
         if resource.kind is Kind.EXEC:  # nobody waits for its answer any more
             return False
         if resource.kind in (Kind.TASK, Kind.LOG, Kind.FIFO):
-            return live.record.state is ContainerState.RUNNING
+            return live.record.state in (ContainerState.STARTING, ContainerState.RUNNING)
         return True
     sandbox = pods.registry.sandboxes.find(resource.sandbox)
     return sandbox is not None

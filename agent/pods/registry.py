@@ -58,11 +58,13 @@ class Sandbox:
 
 
 class Container:
-    """A live container. `exited` is set when its exit is recorded; `stopper` is the one task that stops it."""
+    """A live container. `removing` lets no start begin; `exited` is set when its exit is recorded; `stopper` is the one task
+    that stops it."""
 
     def __init__(self, record: ContainerRecord) -> None:
         self.record = record
         self.item = b""
+        self.removing = False
         self.exited = asyncio.Event()
         self.stopper: asyncio.Task[None] | None = None
         self.stop_deadline = float("inf")

@@ -25,6 +25,7 @@ from agent.linux.mounts import Mount
 from agent.network import Attachment
 from agent.pods import checks, sandbox_files, sandbox_task
 from agent.pods.context import Pods
+from agent.pods.exits import check_task
 from agent.pods.registry import Sandbox
 from agent.pods.sandbox import Pin, SandboxRecord, sandbox_name
 from agent.pods.sysctls import Sysctls
@@ -109,7 +110,9 @@ async def _run(pods: Pods, sandbox_id: str, config: cri.PodSandboxConfig, handle
     try:
         record = await _acquire(pods, plan)
         await failpoints.hit("pods.sandbox_run.record")
-        await pods.registry.sandboxes.add(Sandbox(record))
+        sandbox = Sandbox(record)
+        await pods.registry.sandboxes.add(sandbox)
+        await check_task(pods, sandbox)
     except Exception as error:
         for resource, failure in await pods.releases.release_owned(sandbox=sandbox_id):
             error.add_note(f"{resource.kind} {resource.key} is not released yet and stays in the ledger: {failure}")

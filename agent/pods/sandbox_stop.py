@@ -64,7 +64,16 @@ async def _await_in_flight(pods: Pods, sandbox: Sandbox) -> None:
     except TimeoutError:
         _log.warning("killing the shim under a container that doesn't start", sandbox=sandbox.record.id)
         await pods.tasks.kill_shim(sandbox.record.id)
-        await sandbox.idle.wait()
+        await _no_longer(sandbox)
+
+
+async def _no_longer(sandbox: Sandbox) -> None:
+    """What a create still waits for now (a disk that hangs) is not in the shim. It finds the sandbox stopped and gives up."""
+    try:
+        async with asyncio.timeout(timeouts.IN_FLIGHT):
+            await sandbox.idle.wait()
+    except TimeoutError:
+        _log.warning("stopping a sandbox although a create or start in it has not ended", sandbox=sandbox.record.id)
 
 
 def _pending(pods: Pods, sandbox_id: str) -> list[Resource]:

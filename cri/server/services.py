@@ -51,22 +51,26 @@ _RUNTIME_VERBS: dict[str, _PodsVerb] = {
     "ReopenContainerLog": container_log.reopen_container_log,
     "ExecSync": exec_sync.exec_sync,
 }
-_IMAGE_VERBS: dict[str, _PodsVerb] = {
+_IMAGE_READS: dict[str, _PodsVerb] = {
     "ListImages": images.list_images,
     "ImageStatus": images.image_status,
-    "RemoveImage": images.remove_image,
     "ImageFsInfo": images.image_fs_info,
 }
-_ADMIN_VERBS: dict[str, _PodsVerb] = {
+_IMAGE_VERBS: dict[str, _PodsVerb] = {
+    "RemoveImage": images.remove_image,
+}
+_ADMIN_READS: dict[str, _PodsVerb] = {
     "Ledger": admin.ledger,
     "History": admin.history,
-    "ImportImage": admin.import_image,
     "Failpoints": admin.failpoints,
+}
+_ADMIN_VERBS: dict[str, _PodsVerb] = {
+    "ImportImage": admin.import_image,
 }
 
 
 def verbs(pods: Pods, recovered: asyncio.Event) -> Mapping[ServiceDescriptor, Mapping[str, Verb]]:
-    """The tables of all services. What changes pods waits until `recovered`; what reads answers from the first moment."""
+    """The tables of all services. What changes something waits until `recovered`; what reads answers from the first moment."""
 
     def after_recovery(verb: Verb) -> Verb:
         async def gated(request: Message) -> Message | bytes:
@@ -75,10 +79,14 @@ def verbs(pods: Pods, recovered: asyncio.Event) -> Mapping[ServiceDescriptor, Ma
 
         return gated
 
-    runtime: dict[str, Verb] = {name: partial(verb, pods) for name, verb in _RUNTIME_READS.items()}
-    runtime |= {name: after_recovery(partial(verb, pods)) for name, verb in _RUNTIME_VERBS.items()}
+    def table(reads: dict[str, _PodsVerb], changes: dict[str, _PodsVerb]) -> dict[str, Verb]:
+        return {
+            **{name: partial(verb, pods) for name, verb in reads.items()},
+            **{name: after_recovery(partial(verb, pods)) for name, verb in changes.items()},
+        }
+
     return {
-        api_pb2.DESCRIPTOR.services_by_name["RuntimeService"]: runtime,
-        api_pb2.DESCRIPTOR.services_by_name["ImageService"]: {name: partial(verb, pods) for name, verb in _IMAGE_VERBS.items()},
-        admin_pb2.DESCRIPTOR.services_by_name["Admin"]: {name: partial(verb, pods) for name, verb in _ADMIN_VERBS.items()},
+        api_pb2.DESCRIPTOR.services_by_name["RuntimeService"]: table(_RUNTIME_READS, _RUNTIME_VERBS),
+        api_pb2.DESCRIPTOR.services_by_name["ImageService"]: table(_IMAGE_READS, _IMAGE_VERBS),
+        admin_pb2.DESCRIPTOR.services_by_name["Admin"]: table(_ADMIN_READS, _ADMIN_VERBS),
     }

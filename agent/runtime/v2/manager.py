@@ -89,6 +89,7 @@ class TaskManager:
         self._shims: dict[str, Shim] = {}
         self._tasks: dict[str, Task] = {}
         self._gates: dict[str, Gate] = {}
+        self._loaded = False
 
     async def start(self) -> None:
         """Listen for the events of shims; raises as `agent.ttrpc.Server.serve`."""
@@ -135,6 +136,7 @@ class TaskManager:
 
         Idempotent; raises as `cleanup.shutdown_shim`.
         """
+        self._insist_on_loaded(f"the shim of sandbox {sandbox_id}")
         self._gate(sandbox_id).close()
         async with self._starting.hold(sandbox_id):  # a replacement under way ends first; behind the gate there is no other
             shim = self._shims.get(sandbox_id)
@@ -194,6 +196,15 @@ class TaskManager:
                 self._forget_freed()
             return task
 
+    def find(self, task_id: str) -> Task | None:
+        """The task; None: there is none, or nothing of it is left. Raises Unavailable before the tasks are loaded."""
+        self._insist_on_loaded(f"task {task_id}")
+        return self._tasks.get(task_id)
+
+    def _insist_on_loaded(self, what: str) -> None:
+        if not self._loaded:
+            raise Unavailable(f"{what} is not known yet: the agent is still looking at what its previous run left")
+
     def get(self, task_id: str) -> Task:
         """Raises NotFound: no such task, or nothing of it is left."""
         task = self._tasks.get(task_id)
@@ -212,7 +223,7 @@ class TaskManager:
             DeadlineExceeded: its Create is still under way.
             PartlyReleased, OrlopError, OSError: as `cleanup.delete_task`.
         """
-        task = self._tasks.get(task_id)
+        task = self.find(task_id)
         if task is None:
             return
         await within(timeouts.TASK_DELETE, task.settled.wait(), f"the end of Create of {task_id}, without which it can't be deleted,")
@@ -227,6 +238,7 @@ class TaskManager:
             _log.warning("not swept", path=failed)
         loaded = load.remembered(self._node, self._new_shim, self._exchange)
         self._shims, self._tasks = loaded.shims, loaded.tasks
+        self._loaded = True
         unknown = await self._bundles.ids() - set(self._shims) - set(self._tasks)
         if unknown:
             _log.warning("bundles that nothing in the ledger owns; `orlop audit` shows them", bundles=sorted(unknown))
