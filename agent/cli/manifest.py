@@ -10,7 +10,7 @@ import re
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from decimal import Decimal, InvalidOperation
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -26,20 +26,36 @@ _POD_FIELDS = frozenset({
 })  # fmt: skip
 _CONTAINER_FIELDS = frozenset({
     "name", "image", "command", "args", "workingDir", "env", "ports", "resources", "securityContext", "volumeMounts", "tty",
-    "imagePullPolicy",
+    "imagePullPolicy", "restartPolicy",
 })  # fmt: skip
+_POD_SECURITY_FIELDS = frozenset({
+    "runAsUser", "runAsGroup", "supplementalGroups", "seccompProfile", "sysctls",
+})  # fmt: skip
+_SECURITY_FIELDS = frozenset({
+    "runAsUser", "runAsGroup", "seccompProfile", "privileged", "readOnlyRootFilesystem", "allowPrivilegeEscalation", "capabilities",
+})  # fmt: skip
+_MOUNT_FIELDS = frozenset({"name", "mountPath", "readOnly", "subPath", "mountPropagation"})
+_POD_SECURITY = frozenset({"runAsUser", "runAsGroup", "supplementalGroups", "supplementalGroupsPolicy", "seccompProfile", "sysctls"})
+_CONTAINER_SECURITY = frozenset({
+    "runAsUser", "runAsGroup", "seccompProfile", "privileged", "readOnlyRootFilesystem", "allowPrivilegeEscalation", "capabilities",
+})  # fmt: skip
+_RESOURCES = frozenset({"cpu", "memory"})
+_NAME = re.compile("[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?")
+_UID = re.compile("[A-Za-z0-9]([-A-Za-z0-9]{0,62}[A-Za-z0-9])?")
+_HOST_NAME = 63
+"""Characters: what the kubelet cuts a pod's name to."""
+_QUANTITY = re.compile("([0-9]+[.]?[0-9]*|[.][0-9]+)(?:([eE][+-]?[0-9]{1,2})|([A-Za-z]*))")
 _UNITS: dict[str, int | Decimal] = {
-    "": 1,
-    "m": Decimal("0.001"),
-    "k": 10**3,
-    "M": 10**6,
-    "G": 10**9,
-    "T": 10**12,
-    "Ki": 2**10,
-    "Mi": 2**20,
-    "Gi": 2**30,
-    "Ti": 2**40,
+    "": 1, "n": Decimal("1e-9"), "u": Decimal("1e-6"), "m": Decimal("1e-3"),
+    "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "P": 10**15, "E": 10**18,
+    "Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40, "Pi": 2**50, "Ei": 2**60,
+}  # fmt: skip
+_PROPAGATION = {
+    "None": cri.PROPAGATION_PRIVATE,
+    "HostToContainer": cri.PROPAGATION_HOST_TO_CONTAINER,
+    "Bidirectional": cri.PROPAGATION_BIDIRECTIONAL,
 }
+_REFERENCE = re.compile(r"\$(\$|\(([-._A-Za-z0-9]+)\))")
 _CPU_PERIOD = 100_000
 _MASKED = ["/proc/acpi", "/proc/asound", "/proc/kcore", "/proc/keys", "/proc/latency_stats", "/proc/timer_list", "/sys/firmware"]
 _READ_ONLY = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"]
@@ -47,7 +63,9 @@ _READ_ONLY = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-tr
 
 @dataclass(frozen=True)
 class Pod:
-    """A manifest, converted. `ignored` are the fields that were left out, for people."""
+    """A manifest, converted. `ignored` are the fields that were left out, for people; `sidecars` the names of the init containers
+    that run on beside the others.
+    """
 
     sandbox: cri.PodSandboxConfig
     init_containers: list[cri.ContainerConfig]
@@ -55,6 +73,7 @@ class Pod:
     handler: str
     grace: int
     ignored: list[str] = field(default_factory=list)
+    sidecars: frozenset[str] = frozenset()
 
 
 def load(path: Path, *, log_root: str = LOG_ROOT, cgroup_parent: str = "") -> Pod:
@@ -77,17 +96,22 @@ def load(path: Path, *, log_root: str = LOG_ROOT, cgroup_parent: str = "") -> Po
 
 def _pod(document: dict[str, Any], log_root: str, cgroup_parent: str) -> Pod:
     meta, spec = document.get("metadata") or {}, document.get("spec") or {}
-    name, namespace = str(meta.get("name") or ""), str(meta.get("namespace") or "default")
-    if not name:
-        raise InvalidArgument("metadata.name must not be empty")
+    name = _named(meta.get("name") or "", "metadata.name")
+    namespace = _named(meta.get("namespace") or "default", "metadata.namespace")
+    uid = str(meta.get("uid") or uuid.uuid4())
+    if not _UID.fullmatch(uid):
+        raise InvalidArgument(f"metadata.uid {uid!r} is not a uid")
     if not spec.get("containers"):
         raise InvalidArgument("spec.containers must not be empty")
-    uid = str(meta.get("uid") or uuid.uuid4())
-    ignored = [f"spec.{key}" for key in spec if key not in _POD_FIELDS]
+    ignored = _others("spec", spec, _POD_FIELDS) + _others("spec.securityContext", spec.get("securityContext") or {}, _POD_SECURITY)
     everyone = [*(spec.get("initContainers") or []), *spec["containers"]]
+    names = [container.get("name") for container in everyone]
+    if len(set(names)) < len(names):
+        raise InvalidArgument(f"container names must differ: {names}")
+    host_network = bool(spec.get("hostNetwork"))
     sandbox = cri.PodSandboxConfig(
         metadata=cri.PodSandboxMetadata(name=name, namespace=namespace, uid=uid),
-        hostname=str(spec.get("hostname") or ("" if spec.get("hostNetwork") else name)),
+        hostname="" if host_network else str(spec.get("hostname") or name)[:_HOST_NAME].rstrip("-."),
         log_directory=f"{log_root}/{namespace}_{name}_{uid}",
         labels={str(key): str(value) for key, value in (meta.get("labels") or {}).items()},
         annotations={str(key): str(value) for key, value in (meta.get("annotations") or {}).items()},
@@ -109,6 +133,17 @@ def _pod(document: dict[str, Any], log_root: str, cgroup_parent: str) -> Pod:
         grace=int(spec.get("terminationGracePeriodSeconds", 30)),
         ignored=ignored,
     )
+
+
+def _named(value: object, field: str) -> str:
+    """A name as Kubernetes lets it in; it becomes a part of paths here."""
+    if not isinstance(value, str) or not _NAME.fullmatch(value) or ".." in value:
+        raise InvalidArgument(f"{field} {str(value)[:80]!r} must be lower-case letters and digits, '-' and '.', and not empty")
+    return value
+
+
+def _others(where: str, given: Mapping[str, Any], known: frozenset[str]) -> list[str]:
+    return [f"{where}.{key}" for key in given if key not in known]
 
 
 def _namespaces(spec: Mapping[str, Any]) -> cri.NamespaceOption:
@@ -135,58 +170,88 @@ def _port(port: Mapping[str, Any]) -> cri.PortMapping:
 def _container(
     container: Mapping[str, Any], spec: Mapping[str, Any], volumes: Mapping[str, Any], ignored: list[str]
 ) -> cri.ContainerConfig:
-    name = str(container.get("name") or "")
-    if not name or not container.get("image"):
-        raise InvalidArgument(f"container {name!r}: name and image must not be empty")
-    ignored.extend(f"container {name}: {key}" for key in container if key not in _CONTAINER_FIELDS)
+    name = _named(container.get("name") or "", "container name")
+    where = f"container {name}"
+    if not container.get("image"):
+        raise InvalidArgument(f"{where}: image must not be empty")
+    security = container.get("securityContext") or {}
+    ignored += _others(where, container, _CONTAINER_FIELDS) + _others(f"{where}: securityContext", security, _CONTAINER_SECURITY)
+    for mount in container.get("volumeMounts") or []:
+        ignored += _others(f"{where}: volumeMounts", mount, _MOUNT_FIELDS)
+    for kind, amounts in (container.get("resources") or {}).items():
+        ignored += _others(f"{where}: resources.{kind}", amounts or {}, _RESOURCES)
+    variables: dict[str, str] = {}
+    for variable in container.get("env") or []:
+        variables[variable["name"]] = expand(_value(where, variable), variables)
     config = cri.ContainerConfig(
         metadata=cri.ContainerMetadata(name=name),
         image=cri.ImageSpec(image=str(container["image"])),
-        command=[str(word) for word in container.get("command") or []],
-        args=[str(word) for word in container.get("args") or []],
+        command=[expand(word, variables) for word in _words(where, container, "command")],
+        args=[expand(word, variables) for word in _words(where, container, "args")],
         working_dir=str(container.get("workingDir") or ""),
-        envs=[_env(name, variable) for variable in container.get("env") or []],
-        mounts=[_mount(name, mount, volumes) for mount in container.get("volumeMounts") or []],
+        envs=[cri.KeyValue(key=key, value=value.encode()) for key, value in variables.items()],
+        mounts=[_mount(where, mount, volumes, ignored) for mount in container.get("volumeMounts") or []],
         labels={"io.kubernetes.container.name": name},
         log_path=f"{name}/0.log",
         tty=bool(container.get("tty")),
     )
     config.linux.resources.CopyFrom(_resources(container.get("resources") or {}))
-    config.linux.security_context.CopyFrom(_security({**(spec.get("securityContext") or {}), **(container.get("securityContext") or {})}))
+    config.linux.security_context.CopyFrom(_security({**(spec.get("securityContext") or {}), **security}))
     config.linux.security_context.namespace_options.CopyFrom(_namespaces(spec))
     return config
 
 
-def _env(container: str, variable: Mapping[str, Any]) -> cri.KeyValue:
+def expand(text: str, variables: Mapping[str, str]) -> str:
+    """$(NAME) becomes the variable's value and $$ a dollar; a name that isn't known stays as it is. As the kubelet does it."""
+    return _REFERENCE.sub(lambda found: "$" if found[1] == "$" else variables.get(found[2], found[0]), text)
+
+
+def _words(where: str, container: Mapping[str, Any], field: str) -> list[str]:
+    words = container.get(field) or []
+    if not isinstance(words, list) or not all(isinstance(word, str | int | float) for word in words):
+        raise InvalidArgument(f"{where}: {field} must be a list of strings, not {words!r}")
+    return [str(word) for word in words]
+
+
+def _value(where: str, variable: Mapping[str, Any]) -> str:
+    value = variable.get("value", "")
     if "valueFrom" in variable:
-        raise InvalidArgument(f"container {container}: env {variable.get('name')!r}: valueFrom needs a cluster")
-    return cri.KeyValue(key=variable["name"], value=str(variable.get("value", "")).encode())
+        raise InvalidArgument(f"{where}: env {variable.get('name')!r}: valueFrom needs a cluster")
+    if value is None or isinstance(value, bool | list | dict):
+        raise InvalidArgument(f"{where}: env {variable.get('name')!r}: the value {value!r} is not a string; put it in quotes")
+    return str(value)
 
 
-def _mount(container: str, mount: Mapping[str, Any], volumes: Mapping[str, Any]) -> cri.Mount:
-    volume = volumes.get(mount["name"])
+def _mount(where: str, mount: Mapping[str, Any], volumes: Mapping[str, Any], ignored: list[str]) -> cri.Mount:
+    name = mount["name"]
+    volume = volumes.get(name)
     if volume is None or "hostPath" not in volume:
-        raise InvalidArgument(
-            f"container {container}: volume {mount['name']!r} is not a hostPath volume, the only kind `orlop run` can mount"
-        )
+        raise InvalidArgument(f"{where}: volume {name!r} is not a hostPath volume, the only kind `orlop run` can mount")
     path = str(volume["hostPath"]["path"])
-    if mount.get("subPath"):
-        path = f"{path}/{mount['subPath']}"
-    propagation = {
-        "HostToContainer": cri.PROPAGATION_HOST_TO_CONTAINER, "Bidirectional": cri.PROPAGATION_BIDIRECTIONAL
-    }.get(str(mount.get("mountPropagation")), cri.PROPAGATION_PRIVATE)  # fmt: skip
-    return cri.Mount(container_path=mount["mountPath"], host_path=path, readonly=bool(mount.get("readOnly")), propagation=propagation)
+    if str(volume["hostPath"].get("type") or "").endswith("OrCreate"):
+        ignored.append(f"{where}: volume {name}: hostPath.type: nothing is created")
+    if below := str(mount.get("subPath") or ""):
+        if below.startswith("/") or ".." in below.split("/"):
+            raise InvalidArgument(f"{where}: volume {name!r}: subPath {below!r} leads out of the volume")
+        path = f"{path}/{below}"
+    propagation = str(mount.get("mountPropagation") or "None")
+    if propagation not in _PROPAGATION:
+        raise InvalidArgument(f"{where}: volume {name!r}: mountPropagation {propagation!r} is not one of {sorted(_PROPAGATION)}")
+    return cri.Mount(
+        container_path=mount["mountPath"], host_path=path, readonly=bool(mount.get("readOnly")), propagation=_PROPAGATION[propagation]
+    )
 
 
 def quantity(value: object) -> Decimal:
-    """A Kubernetes quantity ("100m", "64Mi") as a number."""
-    match = re.fullmatch(r"([0-9.]+)([A-Za-z]*)", str(value))
-    try:
-        if match is None or match[2] not in _UNITS:
-            raise InvalidOperation
-        return Decimal(match[1]) * _UNITS[match[2]]
-    except InvalidOperation as error:
-        raise InvalidArgument(f"{value!r} is not a quantity") from error
+    """A Kubernetes quantity ("100m", "64Mi", "1e3") as a number. None is negative here.
+
+    Raises:
+        InvalidArgument: not a quantity.
+    """
+    match = _QUANTITY.fullmatch(str(value))
+    if match is None or (match[3] or "") not in _UNITS:
+        raise InvalidArgument(f"{value!r} is not a quantity")
+    return Decimal(match[1] + (match[2] or "")) * _UNITS[match[3] or ""]
 
 
 def _resources(resources: Mapping[str, Any]) -> cri.LinuxContainerResources:
@@ -194,9 +259,9 @@ def _resources(resources: Mapping[str, Any]) -> cri.LinuxContainerResources:
     limits, requests = resources.get("limits") or {}, resources.get("requests") or {}
     made = cri.LinuxContainerResources(cpu_period=_CPU_PERIOD)
     request = requests.get("cpu", limits.get("cpu"))
-    made.cpu_shares = max(2, int(quantity(request) * 1024)) if request is not None else 2
-    if "cpu" in limits:
-        made.cpu_quota = max(1000, int(quantity(limits["cpu"]) * _CPU_PERIOD))
+    made.cpu_shares = min(max(2, int(quantity(request) * 1024)), 262144) if request is not None else 2
+    if cpu := quantity(limits.get("cpu", 0)):
+        made.cpu_quota = max(1000, int(cpu * _CPU_PERIOD))
     if "memory" in limits:
         made.memory_limit_in_bytes = int(quantity(limits["memory"]))
     return made
@@ -217,6 +282,8 @@ def _security(context: Mapping[str, Any]) -> cri.LinuxContainerSecurityContext:
         made.run_as_user.value = int(context["runAsUser"])
     if "runAsGroup" in context:
         made.run_as_group.value = int(context["runAsGroup"])
+    if policy := context.get("supplementalGroupsPolicy"):
+        made.MergeFrom(cri.LinuxContainerSecurityContext(supplemental_groups_policy=policy))
     if profile := context.get("seccompProfile"):
         made.seccomp.CopyFrom(cri.SecurityProfile(profile_type=str(profile["type"])))
         made.seccomp.localhost_ref = str(profile.get("localhostProfile") or "")
