@@ -7,6 +7,7 @@ the daemon's address space.
 from __future__ import annotations
 
 import asyncio
+import re
 
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
@@ -16,6 +17,8 @@ from agent.errdefs import InvalidArgument, OrlopError, Unavailable
 
 _REQUEST_BUDGET = 5.0
 _REQUEST_LIMIT = 16 << 10
+_PORT = re.compile("[0-9]{1,5}")
+_LAST_PORT = 65535
 
 
 class MetricsServer:
@@ -30,7 +33,7 @@ class MetricsServer:
         if not self._address:
             return
         host, _, port = self._address.rpartition(":")
-        if not host or not port.isdigit():
+        if not host or not _PORT.fullmatch(port) or int(port) > _LAST_PORT:
             raise InvalidArgument(f"metrics address {self._address!r} is not HOST:PORT")
         try:
             self._server = await asyncio.start_server(_serve, host.strip("[]"), int(port), limit=_REQUEST_LIMIT)
@@ -44,12 +47,13 @@ class MetricsServer:
 
 
 async def _serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    writer.transport.set_write_buffer_limits(0)  # drained means: sent
     try:
         head = await within(_REQUEST_BUDGET, reader.readuntil(b"\r\n\r\n"), "a metrics request")
         writer.write(await _answer(head.split(b" ", 2)[1] if head.startswith(b"GET ") else b""))
         await within(_REQUEST_BUDGET, writer.drain(), "a metrics answer")
     except (OrlopError, OSError, asyncio.IncompleteReadError, asyncio.LimitOverrunError, IndexError):
-        pass  # a scraper that hung up or talks something else
+        writer.transport.abort()  # a scraper that hung up, talks something else, or doesn't read: its buffer goes with it
     finally:
         writer.close()
 
