@@ -27,6 +27,8 @@ TASK_DELETE = 30.0
 """Task.Delete of one container; the engine's delete and the unmount of a dirty rootfs."""
 TASK_KILL = 10.0
 """Task.Kill of one container or exec."""
+TASK_UPDATE = 30.0
+"""Task.Update of one container; lowering a memory limit makes the kernel take pages back first."""
 EXIT_AFTER_KILL = 10.0
 """From SIGKILL to the exit of the container's init."""
 EXIT_AFTER_SHIM_KILL = 10.0
@@ -61,6 +63,8 @@ TEARDOWN_STEP = 30.0
 """One step of a teardown on the node itself: unmount, removal of a directory tree or a cgroup."""
 SNAPSHOT_USAGE = 60.0
 """One walk over what all containers have written."""
+STATS = 5.0
+"""Reading the cgroup files of some containers; those of one whose kernel doesn't answer have no numbers then."""
 STORE_CLOSE = 10.0
 """Writing what is pending and closing the databases when the daemon stops; a hung disk gets no more."""
 LOG_COPIER_END = 1.0

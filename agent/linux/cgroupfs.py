@@ -62,6 +62,14 @@ def relative(path: str) -> str:
     return stripped
 
 
+def slice_path(name: str) -> str:
+    """Where systemd puts a slice: `a-b.slice` is below `a.slice` (systemd.slice(5)). Empty for the root slice."""
+    parts = name.removesuffix(".slice").split("-")
+    if parts == ["", ""]:
+        return ""
+    return "".join(f"/{'-'.join(parts[:end])}.slice" for end in range(1, len(parts) + 1))
+
+
 def below(root: Path, path: str) -> list[Path]:
     """The directories of cgroup `path`, one for each hierarchy that has it. A path that only some have is normal on v1."""
     name = relative(path)

@@ -12,7 +12,7 @@ import contextlib
 import errno
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 
@@ -45,6 +45,11 @@ class Cgroups:
     @cached_property
     def _hierarchies(self) -> dict[str, Path]:
         return cgroupfs.hierarchies(self._root)
+
+    async def controllers(self) -> Mapping[str, Path]:
+        """Where each controller's hierarchy is mounted, by its name in /proc/PID/cgroup; v2 as a whole is `cgroupfs.UNIFIED`."""
+        mounted = await in_thread(lambda: self._hierarchies)
+        return {controller: mount for names, mount in mounted.items() for controller in names.split(",")}
 
     async def create(self, path: str) -> None:
         """Make `path`, and its ancestors, in every hierarchy where it is missing. v2 controllers are not delegated to it."""

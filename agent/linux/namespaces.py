@@ -19,7 +19,7 @@ import contextlib
 import errno
 import os
 import time
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -77,6 +77,10 @@ class Namespaces:
         """The addresses of an interface in the network namespace at `pin`, as `netlink.global_addresses`."""
         return await in_own_thread(_addresses, pin, ifname)
 
+    async def interface_counters(self, pins: Sequence[Path]) -> list[bytes | None]:
+        """/proc/net/dev of each network namespace, in one thread that enters them in turn; None for a pin that is none any more."""
+        return await in_own_thread(self._interface_counters, pins)
+
     def _create(self, pins: Mapping[str, Path], hostname: str, sysctls: Mapping[str, str]) -> dict[str, int]:
         inodes = {}
         with ExitStack() as undo:
@@ -107,6 +111,16 @@ class Namespaces:
     def _write_sysctls(self, pin: Path, sysctls: Mapping[str, str]) -> None:
         _check_sysctls(sysctls, {_enter(pin)})
         self._apply(sysctls)
+
+    def _interface_counters(self, pins: Sequence[Path]) -> list[bytes | None]:
+        return [self._counters_of(pin) for pin in pins]
+
+    def _counters_of(self, pin: Path) -> bytes | None:
+        try:
+            kind = _enter(pin)
+        except OSError:
+            return None
+        return files.read(f"{self._proc}/thread-self/net/dev") if kind == "net" else None
 
     def _apply(self, sysctls: Mapping[str, str]) -> None:
         for name, value in sysctls.items():

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 from agent.config.handlers import RuntimeHandler
 from agent.errdefs import DataLoss
+from agent.linux import cgroupfs
 from agent.linux.processes import Identity
 from agent.runtime.v2.bootstrap import Bootstrap
 
@@ -113,18 +114,10 @@ def cgroup_of(spec: Mapping[str, Any], container_id: str) -> str:
     path: str = spec.get("linux", {}).get("cgroupsPath", "")
     match path.split(":"):
         case [slice_name, prefix, name]:  # the form of the systemd driver
-            path = f"{_slice_path(slice_name or 'system.slice')}/{prefix}-{name}.scope"
+            path = f"{cgroupfs.slice_path(slice_name or 'system.slice')}/{prefix}-{name}.scope"
         case _:
             pass
     return path if path.startswith("/") and container_id in path.rsplit("/", 1)[-1] else ""
-
-
-def _slice_path(name: str) -> str:
-    """Where systemd puts a slice: `a-b.slice` is below `a.slice` (systemd.slice(5))."""
-    parts = name.removesuffix(".slice").split("-")
-    if parts == ["", ""]:
-        return ""
-    return "".join(f"/{'-'.join(parts[:end])}.slice" for end in range(1, len(parts) + 1))
 
 
 def _from_data(cls: type[R], data: Data) -> R:
