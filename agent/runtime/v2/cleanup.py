@@ -35,7 +35,7 @@ fails holds up only what depends on it: the rest of its container, never another
 process is left, though a mount may be. What drops the ledger's entries in T and S is `agent.store.release`, whose release
 functions `delete_task` and `shutdown_shim` are: they raise while something is left, and are called again.
 
-Why this order, and which field bugs are behind it: `runtime-v2.md` 6 and `agent/runtime/README.md`.
+Why this order, and which field bugs are behind it: `agent/runtime/README.md`.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ from dataclasses import dataclass
 from google.protobuf.empty_pb2 import Empty
 
 from agent import log, metrics, timeouts
-from agent.aio import KeyedLock, Supervisor, within
+from agent.aio import KeyedLock, Supervisor
 from agent.api.runtime.task.v3.shim_pb2 import DeleteRequest, DeleteResponse, ShutdownRequest
 from agent.errdefs import Closed, DeadlineExceeded, FailedPrecondition, NotFound, OrlopError
 from agent.linux.processes import Identity
@@ -155,7 +155,7 @@ async def _take_down(node: Node, task: Task) -> None:
             await _kill(node, task)
             await _task_delete(node, task)
         except Closed:
-            if task.shim.alive() and await _is_reached_again(task.shim):
+            if task.shim.alive() and await task.shim.is_reached_again():
                 raise
         except OrlopError as error:
             await _without_delete(node, task, error)
@@ -173,6 +173,8 @@ async def _without_delete(node: Node, task: Task, error: OrlopError) -> None:
     A busy rootfs makes Delete fail when all else is gone; and with crun it then goes on failing, as the engine's state is.
     """
     left = await _verify(node, task, await _identify(node, task))
+    if task.stage is not Stage.LIVE:  # its shim has died meanwhile
+        return
     if left.to_reap or isinstance(error, DeadlineExceeded):
         raise error
     task.ended = True
@@ -256,7 +258,7 @@ async def _shutdown_shim(node: Node, shim: Shim) -> None:
     except DeadlineExceeded:
         await _after_dead_shim(node, shim, "its shim was killed, because a create did not end while the sandbox was being stopped")
     if shim.tasks and all(task.ended for task in shim.tasks.values()):
-        await _after_dead_shim(node, shim, "")  # which can't delete them, so that it would not exit by itself
+        await _after_dead_shim(node, shim, "")  # it can't delete them, and would not exit by itself
     async with node.locks.hold(_shim_key(shim)):
         if shim.tasks:
             raise FailedPrecondition(f"{shim} still has tasks, which go first: {', '.join(shim.tasks)}")
@@ -283,7 +285,8 @@ async def _end(node: Node, shim: Shim) -> None:
 
 
 async def _free(node: Node, task: Task) -> None:
-    """
+    """All that there is of a container outside of its shim.
+
     Raises:
         PartlyReleased: no process is left, but something else is.
         OrlopError, OSError: a process may be left; nothing behind `reap` was touched.
@@ -348,8 +351,7 @@ async def _kill(_: Node, task: Task) -> None:
 
 @step("task_delete")
 async def _task_delete(_: Node, task: Task) -> None:
-    """Sent without a deadline: the shim would kill the engine that works for it. What it does after our budget isn't lost, since
-    the next attempt gets NotFound."""
+    """Sent without a deadline: the shim would kill the engine that works for it. If it ends after our budget, NotFound tells that."""
     exit_ = None
     try:
         response = await task.shim.call("Delete", DeleteRequest(id=task.id), DeleteResponse)
@@ -374,8 +376,7 @@ async def _shutdown(_: Node, shim: Shim) -> None:
 
 @step("shim_dead")
 async def _shim_dead(node: Node, shim: Shim) -> None:
-    """With all that works for it: an engine in the middle of a create would go on without it, and a start helper that was cut
-    off isn't known otherwise."""
+    """With all that works for it: an engine in the middle of a create would go on alone, and only so is a start helper known."""
     if shim.process is not None:
         shim.kill()
         await shim.process.wait()
@@ -465,7 +466,7 @@ async def _shim_bundle(node: Node, shim: Shim) -> None:
 async def _publish(_: Node, task: Task, failure: Exception | None) -> None:
     """The exit doesn't wait for what is still to be freed. What was never created has none: its create failed, and that is told."""
     if task.pid and task.ended:
-        task.finish(exits.lost(task.pid, task.shim.cause))
+        task.finish(exits.lost(task.pid, task.shim.cause or "its shim could not tell how it ended"))
     if failure is None and task.stage is not Stage.FREED:
         task.move(Stage.FREED)
         if task.pid:
@@ -480,20 +481,12 @@ async def _drop(node: Node, task: Task, failure: Exception | None) -> None:
         await node.ledger.failed(Kind.TASK, task.id, str(failure), time.time() + _RETRY)
 
 
-# ---- helpers
-
-
 def _shim_key(shim: Shim) -> str:
     return f"shim {shim.id}"
 
 
 def _task_key(task: Task) -> str:
     return f"task {task.id}"
-
-
-async def _is_reached_again(shim: Shim) -> bool:
-    """Whether a living shim that closed the connection answers a redial; else it is dead by now."""
-    return await within(timeouts.SHIM_SILENT + timeouts.SHIM_LOAD, shim.wait_settled(), f"redialling {shim}")
 
 
 def _orphaned(shim: Shim, cause: str) -> list[Task]:

@@ -374,7 +374,7 @@ class TaskManager:
         if not shim.pinned and not options.is_runc(request.handler) and shim.record.version < bootstrap.MAX_VERSION:
             return None
         if shim.state is ShimState.LOST:
-            await within(timeouts.SHIM_SILENT, shim.wait_settled(), f"reaching {shim}")
+            await shim.is_reached_again()
         if shim.pinned and shim.state is not ShimState.CONNECTED:
             await cleanup.cleanup_after_dead_shim(self._node, shim, shim.how_it_died())
             async with self._starting.hold(shim.id):

@@ -193,6 +193,14 @@ class Shim:
         await self._until(ShimState.CONNECTED, ShimState.DEAD, ShimState.CLEANED)
         return self.state is ShimState.CONNECTED
 
+    async def is_reached_again(self) -> bool:
+        """`wait_settled`, for as long as a redial may take.
+
+        Raises:
+            DeadlineExceeded: neither yet; it is mute since before the daemon's restart.
+        """
+        return await within(timeouts.SHIM_SILENT + timeouts.SHIM_LOAD, self.wait_settled(), f"redialling {self}")
+
     # ---- tasks
 
     def admit(self, task: Task) -> None:

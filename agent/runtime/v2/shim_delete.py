@@ -9,6 +9,7 @@ from __future__ import annotations
 from google.protobuf.message import DecodeError
 
 from agent import timeouts
+from agent.aio import in_thread
 from agent.api.runtime.task.v3.shim_pb2 import DeleteResponse
 from agent.errdefs import FailedPrecondition, Unknown
 from agent.linux.processes import Command
@@ -34,7 +35,7 @@ async def run(config: RuntimeConfig, processes: Processes, binary: str, bundle: 
     try:
         completed = await processes.run(command)
     except FileNotFoundError as error:
-        missing = "its bundle is gone" if not bundle.path.is_dir() else f"{binary} is gone"
+        missing = f"{binary} is gone" if await in_thread(bundle.path.is_dir) else "its bundle is gone"
         raise FailedPrecondition(f"`shim delete` of {bundle.id} can't be run: {missing}") from error
     said = _warnings(completed.stderr)
     if completed.returncode != 0:

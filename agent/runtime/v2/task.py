@@ -45,7 +45,7 @@ from agent.api.runtime.task.v3.shim_pb2 import (
 )
 from agent.api.types.mount_pb2 import Mount as MountMessage
 from agent.config.handlers import RuntimeHandler
-from agent.errdefs import AlreadyExists, Closed, Internal, NotFound
+from agent.errdefs import AlreadyExists, Closed, Internal, NotFound, OrlopError
 from agent.events import Exchange, Exit, TaskDelete, TaskExit
 from agent.linux.mounts import Mount
 from agent.linux.processes import Identity
@@ -258,7 +258,7 @@ class Task:
         """
         process = self.execs.get(exec_id) or ExecProcess(self, exec_id)
         with suppress(NotFound, Closed):  # with its shim it has lost its container
-            with suppress(NotFound):
+            with suppress(OrlopError):  # one that never ran can't be signalled; whether it is at its end, Delete tells
                 await process.kill(signal.SIGKILL)
             await process.delete()
 

@@ -1,12 +1,14 @@
-"""A pod on a small node of its own, for the tests of teardown."""
+"""The two nodes: a `World` for the order of teardown, and a `Rig` for the task manager."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
 
+from agent import failpoints
+from tests.unit.runtime.v2.rig import Rig, rig_in
 from tests.unit.runtime.v2.world import World
 
 
@@ -24,3 +26,16 @@ async def task_world(tmp_path: Path) -> AsyncIterator[World]:
     world = await World(tmp_path, ("pod", "c1"), pinned=False).build()
     yield world
     await world.supervisor.stop(0)
+
+
+@pytest.fixture
+async def rig(tmp_path: Path) -> AsyncIterator[Rig]:
+    """A manager that has loaded what there was, which is nothing."""
+    async with rig_in(tmp_path) as rig:
+        yield rig
+
+
+@pytest.fixture(autouse=True)
+def failpoints_off() -> Iterator[None]:
+    yield
+    failpoints.configure("")

@@ -7,7 +7,7 @@ The rule behind the table below: a step that fails holds up only what depends on
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
@@ -40,12 +40,6 @@ TOLERATED = ("shim_delete", "drop")
 FAULTS = pytest.mark.parametrize("fault", ["error(boom)", "hang"])
 
 Call = Callable[[World], Awaitable[None]]
-
-
-@pytest.fixture(autouse=True)
-def failpoints_off() -> Iterator[None]:
-    yield
-    failpoints.configure("")
 
 
 @pytest.fixture
