@@ -20,6 +20,7 @@ from agent.runtime.v2.config import RuntimeConfig
 
 _PROCESS = "types.containerd.io/opencontainers/runtime-spec/1/Process"
 """containerd's name for an OCI process as JSON; shims don't look at it."""
+_RESOURCES = "types.containerd.io/opencontainers/runtime-spec/1/LinuxResources"
 
 
 def pack(message: Message) -> Any:
@@ -30,6 +31,11 @@ def pack(message: Message) -> Any:
 def pack_process(process: Mapping[str, JSON]) -> Any:
     """An OCI process, for `Exec`."""
     return Any(type_url=_PROCESS, value=json.dumps(process).encode())
+
+
+def pack_resources(resources: Mapping[str, JSON]) -> Any:
+    """OCI `linux.resources`, for `Update`."""
+    return Any(type_url=_RESOURCES, value=json.dumps(resources).encode())
 
 
 def is_runc(handler: RuntimeHandler) -> bool:

@@ -42,6 +42,9 @@ from agent.api.runtime.task.v3.shim_pb2 import (
     StartResponse,
     StateRequest,
     StateResponse,
+    StatsRequest,
+    StatsResponse,
+    UpdateTaskRequest,
 )
 from agent.api.types.mount_pb2 import Mount as MountMessage
 from agent.config.handlers import RuntimeHandler
@@ -226,6 +229,29 @@ class Task:
         """The container's processes. An error means: unknown, never: none."""
         response = await within(timeouts.SHIM_PING, self.shim.call("Pids", PidsRequest(id=self.id), PidsResponse), f"Pids of {self.id}")
         return [process.pid for process in response.processes]
+
+    async def update(self, resources: Mapping[str, Any], annotations: Mapping[str, str]) -> None:
+        """Change its cgroup's limits to those of `resources`, as in an OCI spec; what isn't named stays. Not cut short by the caller.
+
+        Raises:
+            NotFound: it has ended.
+            DeadlineExceeded: no answer within its budget; the engine may still do it.
+            OrlopError: the shim's or engine's own text.
+        """
+        request = UpdateTaskRequest(id=self.id, resources=options.pack_resources(resources), annotations=annotations)
+        await failpoints.hit("runtime.task.update")
+        call = within(timeouts.TASK_UPDATE, self.shim.call("Update", request, Empty), f"Update of {self.id}")
+        await self.shim.supervisor.detached(call, name=f"Update of {self.id}")
+
+    async def stats(self) -> AnyMessage:
+        """What it uses, in a message of the shim's choice. For those in a sandbox of their own; of others the cgroup tells.
+
+        Raises:
+            NotFound: it has ended.
+            DeadlineExceeded: no answer within its budget.
+        """
+        answer = await within(timeouts.SHIM_PING, self.shim.call("Stats", StatsRequest(id=self.id), StatsResponse), f"Stats of {self.id}")
+        return answer.stats
 
     async def exec(
         self, exec_id: str, process: Mapping[str, Any], stdin: str, stdout: str, stderr: str, terminal: bool = False

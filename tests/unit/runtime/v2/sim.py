@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+from google.protobuf.any_pb2 import Any as AnyMessage
 from google.protobuf.empty_pb2 import Empty
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -61,6 +62,7 @@ class SimContainer:
     exit_status: int = 0
     execs: dict[str, asyncio.Event] = field(default_factory=dict)
     stopped: asyncio.Event = field(default_factory=asyncio.Event)
+    resources: dict[str, Any] = field(default_factory=dict)
 
     def stop(self, status: int) -> None:
         self.status, self.exit_status = task_pb2.STOPPED, status
@@ -114,9 +116,9 @@ class SimShim:
         if found is None:
             raise NotFound(f"container {request.id} not created: not found")
         exec_id = getattr(request, "exec_id", "")
-        return await self._exec(method, found, exec_id) if exec_id else await self._init(method, found)
+        return await self._exec(method, found, exec_id) if exec_id else await self._init(method, found, request)
 
-    async def _init(self, method: str, container: SimContainer) -> Message:
+    async def _init(self, method: str, container: SimContainer, request: Any) -> Message:
         match method:
             case "Start":
                 container.status = task_pb2.RUNNING
@@ -132,6 +134,10 @@ class SimShim:
                 return api.StateResponse(id=container.id, pid=container.process.pid, status=container.status)  # type: ignore[arg-type]  # an enum's number
             case "Pids":
                 return api.PidsResponse(processes=[task_pb2.ProcessInfo(pid=container.process.pid)])
+            case "Update":
+                container.resources = json.loads(request.resources.value)
+            case "Stats":
+                return api.StatsResponse(stats=self.node.stats)
             case "Delete":
                 container.stop(container.exit_status)
                 del self.containers[container.id]
@@ -207,6 +213,7 @@ class SimNode:
         """Method -> error of its next call."""
         self.hang: dict[str, asyncio.Event] = {}
         self.hanging = asyncio.Event()
+        self.stats = AnyMessage(type_url="some.Metrics", value=b"numbers")
         self.shims: dict[str, SimShim] = {}
         """By address; a new one takes the place of a dead one."""
         self.all_processes: dict[int, SimProcess] = {}

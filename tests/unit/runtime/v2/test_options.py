@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+from google.protobuf.any_pb2 import Any
 
 from agent.api.types.runc.options.oci_pb2 import Options
 from agent.api.types.runtimeoptions.v1.api_pb2 import Options as RuntimeOptions
@@ -37,8 +38,8 @@ def test_a_shim_without_options() -> None:
     assert options.of_handler(RuntimeHandler("kata", "io.containerd.kata.v2"), CONFIG) is None
 
 
-def test_a_process() -> None:
-    packed = options.pack_process({"args": ["true"]})
+@pytest.mark.parametrize("packed", [options.pack_process({"args": ["true"]}), options.pack_resources({"args": ["true"]})])
+def test_a_part_of_a_spec(packed: Any) -> None:
     assert json.loads(packed.value) == {"args": ["true"]}
     assert not packed.type_url.startswith("type.googleapis.com/")
 
