@@ -18,6 +18,8 @@ from cri.api import api_pb2 as cri
 
 _MEMORY_MINIMUM = 4 << 20
 """Below 4 MiB no engine can start a process; the kernel's answer would be an OOM kill of runc."""
+_CPU_PERIODS = range(1_000, 1_000_001)
+"""Microseconds; the kernel refuses others (Documentation/scheduler/sched-bwc.rst)."""
 
 
 def build(inputs: SpecInputs, rootfs_propagation: str) -> dict[str, Any]:
@@ -28,7 +30,7 @@ def build(inputs: SpecInputs, rootfs_propagation: str) -> dict[str, Any]:
     spec: dict[str, Any] = {
         "namespaces": _namespaces(inputs),
         "cgroupsPath": cgroups_path(inputs),
-        "resources": {"devices": rules, **resources(inputs)},
+        "resources": {"devices": rules, **resources(inputs.config.linux.resources, inputs.facts, "config.linux.resources")},
         "devices": devices,
     }
     if rootfs_propagation:
@@ -62,19 +64,10 @@ def cgroups_path(inputs: SpecInputs) -> str:
     return f"{parent.rstrip('/')}/{inputs.container_id}"
 
 
-def resources(inputs: SpecInputs) -> dict[str, Any]:
-    """CPU, memory, huge pages and v2's `unified`, from LinuxContainerResources; zero means: not set."""
-    wanted, facts = inputs.config.linux.resources, inputs.facts
-    field = "config.linux.resources"
+def resources(wanted: cri.LinuxContainerResources, facts: NodeFacts, field: str) -> dict[str, Any]:
+    """CPU, memory, huge pages and v2's `unified`, for create and update; zero means: not set. Raises InvalidArgument, naming `field`."""
     made: dict[str, Any] = {}
-    cpu: dict[str, Any] = {}
-    for name, value in (("shares", wanted.cpu_shares), ("quota", wanted.cpu_quota), ("period", wanted.cpu_period)):
-        if value < 0 and name != "quota":
-            raise InvalidArgument(f"{field}.cpu_{name} {value} must not be negative")
-        if value:
-            cpu[name] = value
-    cpu |= {name: text for name, text in (("cpus", wanted.cpuset_cpus), ("mems", wanted.cpuset_mems)) if text}
-    if cpu:
+    if cpu := _cpu(field, wanted):
         made["cpu"] = cpu
     if memory := _memory(field, wanted, facts):
         made["memory"] = memory
@@ -88,6 +81,17 @@ def resources(inputs: SpecInputs) -> dict[str, Any]:
             raise InvalidArgument(f"{field}.unified: {wrong[0]!r} is not a file of a cgroup")
         made["unified"] = dict(wanted.unified)
     return made
+
+
+def _cpu(field: str, wanted: cri.LinuxContainerResources) -> dict[str, Any]:
+    if wanted.cpu_shares < 0:
+        raise InvalidArgument(f"{field}.cpu_shares {wanted.cpu_shares} must not be negative")
+    if wanted.cpu_period and wanted.cpu_period not in _CPU_PERIODS:
+        raise InvalidArgument(f"{field}.cpu_period {wanted.cpu_period} is not between 1 ms and 1 s, in microseconds")
+    if 0 < wanted.cpu_quota < _CPU_PERIODS[0]:
+        raise InvalidArgument(f"{field}.cpu_quota {wanted.cpu_quota} is below 1000 microseconds, the least that the kernel gives")
+    cpu = {"shares": wanted.cpu_shares, "quota": wanted.cpu_quota, "period": wanted.cpu_period}
+    return {name: value for name, value in {**cpu, "cpus": wanted.cpuset_cpus, "mems": wanted.cpuset_mems}.items() if value}
 
 
 def _memory(field: str, wanted: cri.LinuxContainerResources, facts: NodeFacts) -> dict[str, int]:

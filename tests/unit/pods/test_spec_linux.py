@@ -66,7 +66,7 @@ class TestCgroup:
 
 
 def resources(node: NodeFacts | None = None, **fields: Any) -> dict[str, Any]:
-    return linux.resources(inputs(resources=cri.LinuxContainerResources(**fields), facts=node or facts()))
+    return linux.resources(cri.LinuxContainerResources(**fields), node or facts(), "config.linux.resources")
 
 
 class TestResources:
@@ -107,6 +107,9 @@ class TestResources:
         [
             ({"cpu_shares": -1}, "cpu_shares -1"),
             ({"cpu_period": -5}, "cpu_period -5"),
+            ({"cpu_period": 999}, "cpu_period 999"),
+            ({"cpu_period": 1_000_001}, "cpu_period 1000001"),
+            ({"cpu_quota": 999}, "cpu_quota 999"),
             ({"memory_limit_in_bytes": -1}, "memory limit -1"),
             ({"memory_limit_in_bytes": MIB}, "memory_limit_in_bytes"),
             ({"memory_limit_in_bytes": 8 * MIB, "memory_swap_limit_in_bytes": -2}, "swap limit -2"),
