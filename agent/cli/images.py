@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import click
@@ -35,11 +36,14 @@ async def list_images(client: Client, form: str) -> None:
     output.show(rows, ("tags", "id", "size", "pinned"), form)
 
 
-async def remove(client: Client, references: list[str]) -> None:
+async def remove(client: Client, references: list[str], form: str) -> None:
     """Raises NotFound for the first reference that names no image."""
     for reference in references:
         spec = cri.ImageSpec(image=reference)
         if not (await client.call("ImageStatus", cri.ImageStatusRequest(image=spec))).HasField("image"):
             raise NotFound(f"image {reference!r} is not on this node")
         await client.call("RemoveImage", cri.RemoveImageRequest(image=spec))
-        click.echo(f"{reference} removed")
+        if form != "json":
+            click.echo(f"{reference} removed")
+    if form == "json":
+        click.echo(json.dumps({"removed": references}))

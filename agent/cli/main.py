@@ -6,9 +6,10 @@ import asyncio
 import os
 import sys
 from collections.abc import Callable, Coroutine
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import wraps
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, Concatenate, NoReturn, ParamSpec
 
 import click
 
@@ -19,6 +20,7 @@ os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
 
 DEFAULT_CONFIG = Path("/etc/orlop/config.toml")
 DEFAULT_SOCKET = "/run/orlop/orlop.sock"
+FORMS = ("table", "json")
 
 
 @dataclass(frozen=True)
@@ -30,12 +32,25 @@ class Options:
     config: Path
 
 
-options = click.make_pass_decorator(Options)
+P = ParamSpec("P")
+
+
+def options(command: Callable[Concatenate[Options, P], None]) -> Callable[..., None]:
+    """What every command takes can also be said after its name, where people say it."""
+
+    @click.option("--socket", help="As before the command.")
+    @click.option("-o", "--output", type=click.Choice(FORMS), help="As before the command.")
+    @click.pass_obj
+    @wraps(command)
+    def with_options(given: Options, /, socket: str | None, output: str | None, *args: P.args, **kwargs: P.kwargs) -> None:
+        command(replace(given, socket=socket or given.socket, output=output or given.output), *args, **kwargs)
+
+    return with_options
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("--socket", envvar="ORLOP_SOCKET", default=DEFAULT_SOCKET, show_default=True, help="CRI socket to talk to.")
-@click.option("-o", "--output", type=click.Choice(["table", "json"]), default="table", help="Tables for people, JSON for programs.")
+@click.option("-o", "--output", type=click.Choice(FORMS), default="table", show_default=True, help="Tables for people, JSON for programs.")
 @click.option("--config", envvar="ORLOP_CONFIG", type=click.Path(path_type=Path), default=DEFAULT_CONFIG, show_default=True)
 @click.version_option(package_name="orlop")
 @click.pass_context
@@ -86,16 +101,16 @@ def ps(given: Options) -> None:
 @main.command()
 @click.argument("container")
 @click.option("-f", "--follow", is_flag=True, help="Go on until the container ends.")
-@click.option("-t", "--timestamps", is_flag=True)
+@click.option("-t", "--timestamps", is_flag=True, help="Print when each line was written.")
 @options
 def logs(given: Options, container: str, follow: bool, timestamps: bool) -> None:
     """Print a container's log. CONTAINER is an id, the beginning of one, a name, or POD/NAME."""
-    from agent.cli.pods import logs as print_logs
+    from agent.cli.logs import logs as print_logs
 
-    _calling(given, lambda client: print_logs(client, container, follow=follow, timestamps=timestamps))
+    _calling(given, lambda client: print_logs(client, container, given.output, follow=follow, timestamps=timestamps))
 
 
-@main.command("exec", context_settings={"ignore_unknown_options": True})
+@main.command("exec", context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
 @click.argument("container")
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
 @click.option("--timeout", default=0, help="Seconds; 0 for none.")
@@ -104,7 +119,8 @@ def execute(given: Options, container: str, command: tuple[str, ...], timeout: i
     """Run a command in a container and print what it printed: orlop exec web/app -- ls /."""
     from agent.cli.pods import execute as run_command
 
-    _calling(given, lambda client: run_command(client, container, list(command), timeout))
+    words = list(command[1:] if command[0] == "--" else command)
+    _calling(given, lambda client: run_command(client, container, words, timeout, given.output))
 
 
 @main.command()
@@ -115,7 +131,7 @@ def rm(given: Options, pods: tuple[str, ...], grace: int) -> None:
     """Stop and remove pods, by id, beginning of one, or name."""
     from agent.cli.pods import remove
 
-    _calling(given, lambda client: remove(client, list(pods), grace))
+    _calling(given, lambda client: remove(client, list(pods), grace, given.output))
 
 
 @main.command()
@@ -138,7 +154,7 @@ def image() -> None:
 
 
 @image.command("import")
-@click.argument("archive", type=click.Path(exists=True, path_type=Path))
+@click.argument("archive", type=click.Path(path_type=Path))
 @options
 def import_image(given: Options, archive: Path) -> None:
     """Import an OCI layout (directory or tar) or a `docker save` archive."""
@@ -163,7 +179,7 @@ def remove_images(given: Options, references: tuple[str, ...]) -> None:
     """Remove images by tag, digest or id."""
     from agent.cli.images import remove
 
-    _calling(given, lambda client: remove(client, list(references)))
+    _calling(given, lambda client: remove(client, list(references), given.output))
 
 
 def _calling(given: Options, work: Callable[[Any], Coroutine[Any, Any, int | None]]) -> NoReturn:
@@ -189,4 +205,4 @@ def _reporting(work: Callable[[], int | None]) -> NoReturn:
 
 
 if __name__ == "__main__":
-    main()
+    main(prog_name="orlop")

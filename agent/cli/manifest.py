@@ -28,12 +28,6 @@ _CONTAINER_FIELDS = frozenset({
     "name", "image", "command", "args", "workingDir", "env", "ports", "resources", "securityContext", "volumeMounts", "tty",
     "imagePullPolicy", "restartPolicy",
 })  # fmt: skip
-_POD_SECURITY_FIELDS = frozenset({
-    "runAsUser", "runAsGroup", "supplementalGroups", "seccompProfile", "sysctls",
-})  # fmt: skip
-_SECURITY_FIELDS = frozenset({
-    "runAsUser", "runAsGroup", "seccompProfile", "privileged", "readOnlyRootFilesystem", "allowPrivilegeEscalation", "capabilities",
-})  # fmt: skip
 _MOUNT_FIELDS = frozenset({"name", "mountPath", "readOnly", "subPath", "mountPropagation"})
 _POD_SECURITY = frozenset({"runAsUser", "runAsGroup", "supplementalGroups", "supplementalGroupsPolicy", "seccompProfile", "sysctls"})
 _CONTAINER_SECURITY = frozenset({
@@ -85,7 +79,7 @@ def load(path: Path, *, log_root: str = LOG_ROOT, cgroup_parent: str = "") -> Po
     try:
         document = yaml.safe_load(path.read_text())
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise InvalidArgument(f"{path}: not a readable manifest: {error}") from error
+        raise InvalidArgument(f"{path}: not a readable manifest: {' '.join(str(error).split())}") from error
     if not isinstance(document, dict) or document.get("kind") != "Pod":
         raise InvalidArgument(f"{path}: kind must be Pod")
     try:
@@ -104,16 +98,21 @@ def _pod(document: dict[str, Any], log_root: str, cgroup_parent: str) -> Pod:
     if not spec.get("containers"):
         raise InvalidArgument("spec.containers must not be empty")
     ignored = _others("spec", spec, _POD_FIELDS) + _others("spec.securityContext", spec.get("securityContext") or {}, _POD_SECURITY)
-    everyone = [*(spec.get("initContainers") or []), *spec["containers"]]
+    if spec.get("restartPolicy", "Never") != "Never":
+        ignored.append(f"spec.restartPolicy {spec['restartPolicy']}: nothing is started again")
+    init_containers = spec.get("initContainers") or []
+    everyone = [*init_containers, *spec["containers"]]
     names = [container.get("name") for container in everyone]
     if len(set(names)) < len(names):
         raise InvalidArgument(f"container names must differ: {names}")
+    # As the kubelet labels everything of a pod; crictl and others look for these.
+    identity = {"io.kubernetes.pod.name": name, "io.kubernetes.pod.namespace": namespace, "io.kubernetes.pod.uid": uid}
     host_network = bool(spec.get("hostNetwork"))
     sandbox = cri.PodSandboxConfig(
         metadata=cri.PodSandboxMetadata(name=name, namespace=namespace, uid=uid),
         hostname="" if host_network else str(spec.get("hostname") or name)[:_HOST_NAME].rstrip("-."),
         log_directory=f"{log_root}/{namespace}_{name}_{uid}",
-        labels={str(key): str(value) for key, value in (meta.get("labels") or {}).items()},
+        labels={**{str(key): str(value) for key, value in (meta.get("labels") or {}).items()}, **identity},
         annotations={str(key): str(value) for key, value in (meta.get("annotations") or {}).items()},
         port_mappings=[_port(port) for container in everyone for port in container.get("ports") or [] if port.get("hostPort")],
     )
@@ -127,8 +126,9 @@ def _pod(document: dict[str, Any], log_root: str, cgroup_parent: str) -> Pod:
     volumes = {volume["name"]: volume for volume in spec.get("volumes") or []}
     return Pod(
         sandbox=sandbox,
-        init_containers=[_container(container, spec, volumes, ignored) for container in spec.get("initContainers") or []],
-        containers=[_container(container, spec, volumes, ignored) for container in spec["containers"]],
+        init_containers=[_container(container, spec, volumes, identity, ignored) for container in init_containers],
+        containers=[_container(container, spec, volumes, identity, ignored) for container in spec["containers"]],
+        sidecars=frozenset(container["name"] for container in init_containers if container.get("restartPolicy") == "Always"),
         handler=str(spec.get("runtimeClassName") or ""),
         grace=int(spec.get("terminationGracePeriodSeconds", 30)),
         ignored=ignored,
@@ -168,7 +168,7 @@ def _port(port: Mapping[str, Any]) -> cri.PortMapping:
 
 
 def _container(
-    container: Mapping[str, Any], spec: Mapping[str, Any], volumes: Mapping[str, Any], ignored: list[str]
+    container: Mapping[str, Any], spec: Mapping[str, Any], volumes: Mapping[str, Any], identity: Mapping[str, str], ignored: list[str]
 ) -> cri.ContainerConfig:
     name = _named(container.get("name") or "", "container name")
     where = f"container {name}"
@@ -191,7 +191,7 @@ def _container(
         working_dir=str(container.get("workingDir") or ""),
         envs=[cri.KeyValue(key=key, value=value.encode()) for key, value in variables.items()],
         mounts=[_mount(where, mount, volumes, ignored) for mount in container.get("volumeMounts") or []],
-        labels={"io.kubernetes.container.name": name},
+        labels={**identity, "io.kubernetes.container.name": name},
         log_path=f"{name}/0.log",
         tty=bool(container.get("tty")),
     )

@@ -46,23 +46,31 @@ async def run(client: Client, path: Path, *, remove: bool, wait: bool, log_root:
     if remove:
         with progress.step("removing the pod"):
             await take_down(client, sandbox_id, pod.grace)
-    elif output == "json":
-        click.echo(json.dumps({"pod_sandbox_id": sandbox_id, "containers": progress.containers}, indent=2))
+    if output == "json":
+        click.echo(json.dumps({"pod_sandbox_id": sandbox_id, "removed": remove, "containers": progress.containers}, indent=2))
     return code
 
 
 async def _run_containers(client: Client, pod: manifest.Pod, sandbox_id: str, progress: _Progress, wait: bool) -> int:
     for config in pod.init_containers:
+        name = config.metadata.name
         container_id = await _start(client, pod, sandbox_id, config, progress)
-        with progress.step(f"init container {config.metadata.name} runs"):
+        if name in pod.sidecars:
+            continue
+        with progress.step(f"init container {name} runs"):
             code = await _exit_code(client, container_id)
+        progress.containers[name]["exit_code"] = code
         if code:
-            raise FailedPrecondition(f"init container {config.metadata.name} ended with {code}; see its log in {pod.sandbox.log_directory}")
-    started = [await _start(client, pod, sandbox_id, config, progress) for config in pod.containers]
+            raise FailedPrecondition(f"init container {name} ended with {code}; see its log in {pod.sandbox.log_directory}")
+    for config in pod.containers:
+        await _start(client, pod, sandbox_id, config, progress)
     if not wait:
         return 0
+    mine = [progress.containers[config.metadata.name] for config in pod.containers]
     with progress.step("waiting for the containers to end"):
-        codes = await asyncio.gather(*(_exit_code(client, container_id) for container_id in started))
+        codes = await asyncio.gather(*(_exit_code(client, container["id"]) for container in mine))
+    for container, code in zip(mine, codes, strict=True):
+        container["exit_code"] = code
     return next((code for code in codes if code), 0)
 
 
@@ -73,7 +81,7 @@ async def _start(client: Client, pod: manifest.Pod, sandbox_id: str, config: cri
         container_id = str((await client.call("CreateContainer", request)).container_id)
     with progress.step(f"container {name} started"):
         await client.call("StartContainer", cri.StartContainerRequest(container_id=container_id))
-    progress.containers[name] = container_id
+    progress.containers[name] = {"id": container_id}
     return container_id
 
 
@@ -86,8 +94,11 @@ async def _exit_code(client: Client, container_id: str) -> int:
 
 
 def _make_log_directories(pod: manifest.Pod) -> None:
-    for config in (*pod.init_containers, *pod.containers):
-        (Path(pod.sandbox.log_directory) / config.log_path).parent.mkdir(parents=True, exist_ok=True)
+    try:
+        for config in (*pod.init_containers, *pod.containers):
+            (Path(pod.sandbox.log_directory) / config.log_path).parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise FailedPrecondition(f"log directory {error.filename} can't be made: {error.strerror}") from error
 
 
 class _Progress:
@@ -95,7 +106,7 @@ class _Progress:
 
     def __init__(self, *, quiet: bool) -> None:
         self._quiet = quiet
-        self.containers: dict[str, Any] = {}
+        self.containers: dict[str, dict[str, Any]] = {}
 
     @contextlib.contextmanager
     def step(self, what: str) -> Iterator[None]:

@@ -61,7 +61,7 @@ async def _exec(pods: Pods, record: ContainerRecord, command: list[str], timeout
         capture = await Capture.open(pods.state_dir, exec_id)
         await failpoints.hit("pods.exec_sync.exec")
         process = await _begin(pods, record, exec_id, process_spec, capture, timeout)
-        exit_ = await _finish(process, deadline, command)
+        exit_ = await _finish(process, deadline, command, timeout)
         await _drained(capture, deadline, command, exit_)
     finally:
         # While a background child holds the pipes, the shim's Delete takes up to 10 s: the answer doesn't wait for that.
@@ -87,15 +87,15 @@ async def _begin(
     return await within(budget, begin(), f"the start of command {process_spec['args'][0]!r} in container {record.id}")
 
 
-async def _finish(process: ExecProcess, deadline: float, command: list[str]) -> Exit:
-    if deadline == math.inf:
+async def _finish(process: ExecProcess, deadline: float, command: list[str], timeout: float | None) -> Exit:
+    if timeout is None:
         return await process.wait()
     try:
-        return await within(max(0.0, deadline - time.monotonic()), process.wait(), f"command {command[0]!r}")
-    except DeadlineExceeded:
+        return await within(max(0.0, deadline - time.monotonic()), process.wait(), "exit")
+    except DeadlineExceeded as error:
         await _quietly(lambda: process.kill(signal.SIGKILL))
         await _quietly(lambda: within(timeouts.EXIT_AFTER_KILL, process.wait(), "exit of a killed exec"))
-        raise
+        raise DeadlineExceeded(f"command {command[0]!r} was killed: it ran longer than its timeout of {timeout:g} s") from error
 
 
 async def _drained(capture: Capture, deadline: float, command: list[str], exit_: Exit) -> None:

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from agent import failpoints as points
-from agent.errdefs import FailedPrecondition, InvalidArgument
+from agent.errdefs import FailedPrecondition, InvalidArgument, OrlopError
 from agent.pods.context import Pods
 from cri.api import admin_pb2
 
@@ -44,7 +44,12 @@ async def import_image(pods: Pods, request: admin_pb2.ImportImageRequest) -> adm
     if not request.path.startswith("/"):
         raise InvalidArgument(f"path {request.path!r} is not an absolute path")
     # Detached: an import that the client gave up on still ends in a whole image or in nothing.
-    images = await pods.supervisor.detached(pods.images.import_archive(Path(request.path)), name=f"import {request.path}")
+    try:
+        images = await pods.supervisor.detached(pods.images.import_archive(Path(request.path)), name=f"import {request.path}")
+    except OrlopError as error:
+        if request.path not in str(error):
+            error.add_note(f"nothing of {request.path} was imported")
+        raise
     return admin_pb2.ImportImageResponse(images=[admin_pb2.ImportedImage(id=image.id, tags=image.tags) for image in images])
 
 
