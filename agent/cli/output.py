@@ -11,9 +11,11 @@ from typing import Any
 import click
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 _SENTENCES = ("what", "why", "releases")
 """Columns that may take several lines."""
+_NO_WIDTH = 1_000_000
 
 
 def show(rows: Sequence[dict[str, Any]], columns: Sequence[str], output: str) -> None:
@@ -25,15 +27,15 @@ def show(rows: Sequence[dict[str, Any]], columns: Sequence[str], output: str) ->
     for column in columns:
         table.add_column(column.upper().replace("_", " "), no_wrap=column not in _SENTENCES, overflow="fold")
     for row in rows:
-        table.add_row(*(_cell(row.get(column, "")) for column in columns))
-    # A pipe has no width: never wrap there.
-    Console(width=None if sys.stdout.isatty() else 240, soft_wrap=not sys.stdout.isatty()).print(table)
+        table.add_row(*(Text(_cell(row.get(column, ""))) for column in columns))
+    # A pipe has no width: nothing is wrapped or cut there.
+    Console(width=None if sys.stdout.isatty() else _NO_WIDTH).print(table)
 
 
 def _cell(value: object) -> str:
-    if isinstance(value, (list, tuple)):
-        return ", ".join(map(str, value))
-    return str(value)
+    """As text that can't do anything to a terminal: names come from whoever made the pod or the image."""
+    text = ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
+    return "".join(character if character.isprintable() else repr(character)[1:-1] for character in text)
 
 
 def age(nanoseconds: int) -> str:
