@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import sys
 from typing import Any
 
 import click
 
+from agent.aio import together
 from agent.cli import lookup, output
 from agent.errdefs import NotFound, OrlopError
 from cri.api import api_pb2 as cri
@@ -106,6 +106,6 @@ async def take_down(client: Client, sandbox_id: str, grace: int) -> None:
     mine = cri.ListContainersRequest(filter=cri.ContainerFilter(pod_sandbox_id=sandbox_id))
     containers = (await client.call("ListContainers", mine)).containers
     stops = [client.call("StopContainer", cri.StopContainerRequest(container_id=item.id, timeout=grace)) for item in containers]
-    await asyncio.gather(*stops)
+    await together(*stops)
     await client.call("StopPodSandbox", cri.StopPodSandboxRequest(pod_sandbox_id=sandbox_id))
     await client.call("RemovePodSandbox", cri.RemovePodSandboxRequest(pod_sandbox_id=sandbox_id))
