@@ -46,7 +46,7 @@ class Flights:
             result: T = await self._supervisor.join(flight.task)
             return result
         except asyncio.CancelledError:
-            if self._stopped and not _being_cancelled():
+            if flight.task.cancelled() and not _being_cancelled():
                 raise Unavailable(f"{name} is given up: the agent stops") from None
             if flight.waiting == 1 and not flight.task.done():
                 self._forget(key, flight)  # who comes now starts anew

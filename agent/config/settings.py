@@ -53,6 +53,10 @@ def _line_size(value: int) -> str:
     return "" if 1024 <= value <= 1 << 20 else "it is not between 1024 and 1048576 bytes"
 
 
+def _at_least_one(value: int) -> str:
+    return "" if value > 0 else "it is not a positive number"
+
+
 def _handler_names(value: dict[str, Any]) -> str:
     """Kubernetes takes DNS labels only for a RuntimeClass's handler."""
     bad = [name for name in value if not _DNS_LABEL.fullmatch(name)]
@@ -87,6 +91,19 @@ class Log:
 
 
 @dataclass(frozen=True)
+class Registry:
+    """Table `[registry]`: where and how images are pulled. Proxies are taken from HTTP_PROXY, HTTPS_PROXY and NO_PROXY."""
+
+    config_path: Path = Path("/etc/orlop/certs.d")
+    """Directory with a `<host>/hosts.toml` for each registry that has mirrors, certificates or headers of its own; the format is
+    containerd's, so on a node that had it this may be /etc/containerd/certs.d. Read at each pull."""
+    max_concurrent_downloads: int = checked(_at_least_one, 3)
+    """Layers of one image that are downloaded at a time; 3, as in containerd and Docker."""
+    max_concurrent_pulls: int = checked(_at_least_one, 10)
+    """Images that are pulled at a time; further ones wait. The kubelet has a limit of its own, which by default is 1."""
+
+
+@dataclass(frozen=True)
 class Settings:
     """The top level. Paths are absolute."""
 
@@ -117,6 +134,7 @@ class Settings:
     none. The kubelet's own choice, so that its image garbage collection spares it."""
     cni: CNI = field(default_factory=CNI)
     log: Log = field(default_factory=Log)
+    registry: Registry = field(default_factory=Registry)
     runtimes: dict[str, RuntimeHandler] = field(default_factory=dict, metadata={"check": _handler_names})
     """Tables `[runtimes.NAME]`: runtime handlers, by the name that a RuntimeClass gives as its `handler`; the keys are those of
     `agent.config.handlers.RuntimeHandler`. `load` puts them over the handlers for the engines in PATH, and leaves all here."""

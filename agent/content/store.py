@@ -1,9 +1,10 @@
 """The content store: blobs by digest, verified while they stream in, and visible only when complete and on disk.
 
-    <root>/ingest/<key>           being written; nobody reads it, swept at start
+    <root>/ingest/<key>           being written, or staged for one reader; swept at start
     <root>/blobs/sha256/<hex>     complete; what the file holds is what its name says
 
-Called by `agent.images` (import) and `agent.registry` (pull), which decide what is kept: the store counts no references.
+Called by `agent.images`, which decides what is kept: the store counts no references. What is needed once, a compressed layer, is
+staged instead of stored: as well verified, but never synced to disk, since nothing counts on it after a crash.
 Files are opened, written and synced in threads; the event loop only passes chunks on.
 """
 
@@ -13,8 +14,8 @@ import errno
 import hashlib
 import os
 import threading
-from collections.abc import AsyncIterator
-from contextlib import suppress
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 
 from agent import failpoints
@@ -77,19 +78,30 @@ class ContentStore:
     async def _ingest(self, source: AsyncIterator[bytes], key: str, digest: str, size: int | None) -> str:
         partial = _Partial(self._ingests / key)
         try:
-            return await self._write(source, partial, digest, size)
-        except OSError as error:
-            if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                raise ResourceExhausted(f"blob {digest or key} was not stored: the disk of {self._ingests} is full") from error
-            raise
+            with self._disk_full_told(digest or key):
+                await self._write(source, partial, digest, size)
+                await failpoints.hit("content.ingest.rename")
+                return await in_thread(partial.publish, self._blobs)
         finally:
             await self._supervisor.detached(self._end(partial), name=f"end of ingest {key}")
+
+    @asynccontextmanager
+    async def staged(self, source: AsyncIterator[bytes], key: str, digest: str = "", size: int | None = None) -> AsyncIterator[Path]:
+        """A file with what `source` yields, there for as long as the context. Verified as by `ingest`, and with its errors and keys."""
+        validate(key, "ingest key")
+        partial = _Partial(self._ingests / key)
+        try:
+            with self._disk_full_told((digest and validate_digest(digest)) or key):
+                await self._write(source, partial, digest, size)
+            yield self._ingests / key
+        finally:
+            await self._supervisor.detached(self._end(partial), name=f"end of staged {key}")
 
     async def _end(self, partial: _Partial) -> None:
         if (found := await in_thread(partial.close)) is not None:
             self._sizes[found] = partial.written
 
-    async def _write(self, source: AsyncIterator[bytes], partial: _Partial, digest: str, size: int | None) -> str:
+    async def _write(self, source: AsyncIterator[bytes], partial: _Partial, digest: str, size: int | None) -> None:
         await failpoints.hit("content.ingest.create")
         await in_thread(partial.create)
         async for chunk in source:
@@ -100,8 +112,15 @@ class ContentStore:
             raise DataLoss(f"blob {digest or partial.name} ended after {partial.written} of {size} bytes; it was not stored")
         if digest and partial.digest() != digest:
             raise DataLoss(f"blob {digest} has the digest {partial.digest()}; it was not stored")
-        await failpoints.hit("content.ingest.rename")
-        return await in_thread(partial.publish, self._blobs)
+
+    @contextmanager
+    def _disk_full_told(self, what: str) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise ResourceExhausted(f"blob {what} was not stored: the disk of {self._ingests} is full") from error
+            raise
 
     async def abort(self, key: str) -> None:
         """Remove what an ingest left; nothing there: no-op. The release of a ledger entry INGEST."""

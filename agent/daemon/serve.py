@@ -34,6 +34,7 @@ from agent.network.network import Network
 from agent.pods import exits, facts, recovery
 from agent.pods.context import Pods
 from agent.pods.registry import Registry
+from agent.registry import RegistryClient
 from agent.runtime.v2.manager import TaskManager
 from agent.snapshots.snapshotter import Snapshotter
 from agent.store.release import Releases
@@ -68,6 +69,7 @@ async def serve(settings: Settings) -> None:
         edge = Edge(settings.socket, services.verbs(pods, recovered))
         await edge.start()
         stack.push_async_callback(edge.stop, timeouts.EDGE_STOP)
+        stack.push_async_callback(pods.images.stop_pulls)  # they may take minutes, and can be done again
         _log.info("serving", socket=str(settings.socket))
         await _first(pods.supervisor.start_awaited(_recover(pods, recovered, background), name="recovery"), stopping)
         await stopping.wait()
@@ -117,7 +119,17 @@ async def _compose(settings: Settings, stack: AsyncExitStack, background: Superv
     content = ContentStore(settings.root_dir / "content")
     snapshots = Snapshotter(settings.root_dir / "snapshots", processes)
     pinned = [settings.sandbox_image] if settings.sandbox_image else []
-    images = ImageService(content, snapshots, store.disk_records("images"), store.ledger, releases, pinned=pinned)
+    images = ImageService(
+        content,
+        snapshots,
+        store.disk_records("images"),
+        store.ledger,
+        releases,
+        RegistryClient(settings.registry.config_path, os.environ),
+        pinned=pinned,
+        parallel_layers=settings.registry.max_concurrent_downloads,
+        parallel_pulls=settings.registry.max_concurrent_pulls,
+    )
     await images.open()
     stack.push_async_callback(images.close, timeouts.DAEMON_STOP)
 

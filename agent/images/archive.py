@@ -8,30 +8,26 @@ from __future__ import annotations
 
 import posixpath
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from contextlib import AbstractAsyncContextManager
+from dataclasses import replace
 from pathlib import Path
 
 from agent.aio import in_thread
-from agent.content import digest_of, validate_digest
+from agent.content import ContentStore, digest_of, validate_digest
 from agent.errdefs import DataLoss, InvalidArgument, NotFound
 from agent.images.documents import (
-    INDEX_TYPES,
-    MANIFEST_TYPES,
     MAX_DOCUMENT,
-    ConfigDocument,
     Descriptor,
     Platform,
     parse_config,
     parse_docker_manifest,
     parse_index,
-    parse_manifest,
 )
 from agent.images.files import ArchiveFiles
+from agent.images.incoming import IncomingImage, LayerSource, read_image
 from agent.images.platforms import best_match
 from agent.images.reference import Reference, parse_reference
 
-_MAX_NESTING = 4
 _INDEX = "index.json"
 _LAYOUT = "oci-layout"
 _DOCKER_MANIFEST = "manifest.json"
@@ -41,34 +37,18 @@ _BARE_TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 _HEX = re.compile(r"[a-f0-9]{64}")
 
 
-@dataclass(frozen=True)
-class LayerSource:
-    """A layer as a file of the archive."""
+class ArchiveLayers:
+    """The layers of images that `read_images` found in `files`."""
 
-    name: str
-    digest: str
-    """Of the file; empty in an old `docker save` archive, which has only the diff id to check against."""
-    size: int | None
-    diff_id: str
+    def __init__(self, files: ArchiveFiles, content: ContentStore) -> None:
+        self._files = files
+        self._content = content
 
-
-@dataclass(frozen=True)
-class ArchivedImage:
-    """One image of an archive, with its documents read and verified, and its layers not yet touched."""
-
-    references: tuple[Reference, ...]
-    config_data: bytes
-    config: ConfigDocument
-    manifest_data: bytes
-    """Empty in an old `docker save` archive."""
-    layers: tuple[LayerSource, ...]
-
-    @property
-    def id(self) -> str:
-        return digest_of(self.config_data)
+    def staged(self, layer: LayerSource, key: str) -> AbstractAsyncContextManager[Path]:
+        return self._content.staged(self._files.stream(layer.name), key, layer.digest, layer.size)
 
 
-async def read_images(files: ArchiveFiles, path: Path, host: Platform) -> list[ArchivedImage]:
+async def read_images(files: ArchiveFiles, path: Path, host: Platform) -> list[IncomingImage]:
     """The images for `host` in the archive.
 
     Raises:
@@ -94,56 +74,29 @@ class _Layout:
         self._files = files
         self._host = host
 
-    async def images(self) -> list[ArchivedImage]:
+    async def images(self) -> list[IncomingImage]:
         index = await in_thread(parse_index, await self._files.read(_INDEX, MAX_DOCUMENT), _INDEX)
-        found: dict[str, ArchivedImage] = {}
+        found: dict[str, IncomingImage] = {}
         for descriptor in index:
-            chosen = await self._choose([descriptor], _MAX_NESTING)
-            if chosen is None:  # for another platform, or an attestation
+            if not descriptor.is_manifest or best_match([descriptor], self._host) is None:
+                continue  # an attestation, or for another platform
+            image = await read_image(descriptor, self._host, _references(descriptor), self._document)
+            if image is None:
                 continue
-            image = await self._image(chosen, _references(descriptor))
-            if (same := found.get(chosen.digest)) is not None:  # one entry per name
-                image = ArchivedImage(
-                    same.references + image.references, image.config_data, image.config, image.manifest_data, image.layers
-                )
-            found[chosen.digest] = image
-        return list(found.values())
-
-    async def _choose(self, descriptors: Sequence[Descriptor], nesting: int) -> Descriptor | None:
-        """The manifest for this node, through nested indexes."""
-        known = [descriptor for descriptor in descriptors if descriptor.media_type in (*MANIFEST_TYPES, *INDEX_TYPES)]
-        best = best_match(known, self._host)
-        if best is None or best.media_type in MANIFEST_TYPES:
-            return best
-        if not nesting:
-            raise InvalidArgument(f"index {best.digest} lies deeper than {_MAX_NESTING} indexes")
-        return await self._choose(await in_thread(parse_index, await self._document(best), f"index {best.digest}"), nesting - 1)
-
-    async def _image(self, descriptor: Descriptor, references: tuple[Reference, ...]) -> ArchivedImage:
-        manifest_data = await self._document(descriptor)
-        manifest = await in_thread(parse_manifest, manifest_data, f"manifest {descriptor.digest}")
-        config_data = await self._document(manifest.config)
-        config = await in_thread(parse_config, config_data, f"config {manifest.config.digest}")
-        if len(config.diff_ids) != len(manifest.layers):
-            raise InvalidArgument(
-                f"manifest {descriptor.digest} has {len(manifest.layers)} layers, but its config lists {len(config.diff_ids)}"
-            )
-        layers = tuple(
-            LayerSource(_blob_name(layer.digest), layer.digest, layer.size, diff_id)
-            for layer, diff_id in zip(manifest.layers, config.diff_ids, strict=True)
-        )
-        return ArchivedImage(references, config_data, config, manifest_data, layers)
+            if (same := found.get(descriptor.digest)) is not None:  # one entry per name
+                image = replace(same, references=same.references + image.references)
+            found[descriptor.digest] = image
+        return [replace(image, layers=tuple(map(_in_layout, image.layers))) for image in found.values()]
 
     async def _document(self, descriptor: Descriptor) -> bytes:
-        data = await self._files.read(_blob_name(descriptor.digest), MAX_DOCUMENT)
-        if len(data) != descriptor.size or digest_of(data) != descriptor.digest:
-            raise DataLoss(
-                f"blob {descriptor.digest} is damaged: it has the digest {digest_of(data)} and {len(data)} of {descriptor.size} bytes"
-            )
-        return data
+        return await self._files.read(_blob_name(descriptor.digest), MAX_DOCUMENT)
 
 
-async def _docker_images(files: ArchiveFiles) -> list[ArchivedImage]:
+def _in_layout(layer: LayerSource) -> LayerSource:
+    return replace(layer, name=_blob_name(layer.digest))
+
+
+async def _docker_images(files: ArchiveFiles) -> list[IncomingImage]:
     """What `docker save` wrote before it wrote OCI layouts (and some builders still do)."""
     entries = await in_thread(parse_docker_manifest, await files.read(_DOCKER_MANIFEST, MAX_DOCUMENT), _DOCKER_MANIFEST)
     images = []
@@ -157,9 +110,10 @@ async def _docker_images(files: ArchiveFiles) -> list[ArchivedImage]:
         if len(config.diff_ids) != len(entry.layers):
             raise InvalidArgument(f"{_DOCKER_MANIFEST} names {len(entry.layers)} layers of {name}, which lists {len(config.diff_ids)}")
         layers = tuple(
-            LayerSource(posixpath.normpath(layer), "", None, diff_id) for layer, diff_id in zip(entry.layers, config.diff_ids, strict=True)
+            LayerSource("", None, diff_id, name=posixpath.normpath(layer))
+            for layer, diff_id in zip(entry.layers, config.diff_ids, strict=True)
         )
-        images.append(ArchivedImage(tuple(map(parse_reference, entry.tags)), data, config, b"", layers))
+        images.append(IncomingImage(tuple(map(parse_reference, entry.tags)), "", (), data, config, layers))
     return images
 
 

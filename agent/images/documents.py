@@ -22,14 +22,21 @@ MAX_LAYERS = 500
 INDEX_TYPES = ("application/vnd.oci.image.index.v1+json", "application/vnd.docker.distribution.manifest.list.v2+json")
 MANIFEST_TYPES = ("application/vnd.oci.image.manifest.v1+json", "application/vnd.docker.distribution.manifest.v2+json")
 _CONFIG_TYPES = ("application/vnd.oci.image.config.v1+json", "application/vnd.docker.container.image.v1+json")
-_LAYER_TYPES = tuple(
+_FOREIGN_TYPES = frozenset(
     base + compression
-    for base in ("application/vnd.oci.image.layer.v1.tar", "application/vnd.oci.image.layer.nondistributable.v1.tar")
-    for compression in ("", "+gzip", "+zstd")
-) + tuple(
+    for base, compressions in {
+        "application/vnd.oci.image.layer.nondistributable.v1.tar": ("", "+gzip", "+zstd"),
+        "application/vnd.docker.image.rootfs.foreign.diff.tar": ("", ".gzip", ".zstd"),
+    }.items()
+    for compression in compressions
+)
+_LAYER_TYPES = _FOREIGN_TYPES | frozenset(
     base + compression
-    for base in ("application/vnd.docker.image.rootfs.diff.tar", "application/vnd.docker.image.rootfs.foreign.diff.tar")
-    for compression in ("", ".gzip", ".zstd")
+    for base, compressions in {
+        "application/vnd.oci.image.layer.v1.tar": ("", "+gzip", "+zstd"),
+        "application/vnd.docker.image.rootfs.diff.tar": ("", ".gzip", ".zstd"),
+    }.items()
+    for compression in compressions
 )
 
 JSONObject = Mapping[str, Any]
@@ -56,6 +63,18 @@ class Descriptor:
     size: int
     annotations: Mapping[str, str] = field(default_factory=dict)
     platform: Platform | None = None
+    urls: tuple[str, ...] = ()
+    """Where else it can be had; of interest for non-distributable layers alone."""
+
+    @property
+    def is_manifest(self) -> bool:
+        """Or an index: what a registry keeps among its manifests."""
+        return self.media_type in (*INDEX_TYPES, *MANIFEST_TYPES)
+
+    @property
+    def distributable(self) -> bool:
+        """Whether registries may keep it. Layers with somebody's licence on them may be had from their maker only."""
+        return self.media_type not in _FOREIGN_TYPES
 
 
 @dataclass(frozen=True)
@@ -99,6 +118,8 @@ class ConfigDocument:
 
     config: ImageConfig
     diff_ids: tuple[str, ...]
+    platform: Platform | None
+    """None if it doesn't say."""
 
 
 def parse_index(data: bytes, what: str) -> tuple[Descriptor, ...]:
@@ -106,9 +127,29 @@ def parse_index(data: bytes, what: str) -> tuple[Descriptor, ...]:
     return tuple(_descriptor(entry, what) for entry in _list(_object(data, what), "manifests", what))
 
 
-def parse_manifest(data: bytes, what: str) -> Manifest:
-    """A manifest of an image whose layers we can unpack; other artifacts are refused."""
+def parse_document(data: bytes, what: str, media_type: str = "") -> tuple[Descriptor, ...] | Manifest:
+    """An index (its descriptors) or a manifest of an image, whichever it is; `media_type` is what somebody else calls it.
+
+    What could be read as both is refused, or a signature of the one would cover the other (CVE-2021-41190).
+    """
     document = _object(data, what)
+    own_type = _string(document, "mediaType", what)
+    if "fsLayers" in document or document.get("schemaVersion") == 1:
+        raise InvalidArgument(f"{what} is in Docker's schema 1, which nothing builds any more; push the image again with a present tool")
+    is_index = "manifests" in document
+    types = INDEX_TYPES if is_index else MANIFEST_TYPES
+    if (own_type and own_type not in types) or (is_index and not {"config", "layers"}.isdisjoint(document)):
+        raise InvalidArgument(
+            f"{what} contradicts itself, or is no image: its type is {own_type[:100]!r}, its fields {sorted(document)}"[:400]
+        )
+    if media_type not in types and media_type in (*INDEX_TYPES, *MANIFEST_TYPES):
+        raise InvalidArgument(f"{what} is given out as {media_type!r}, which it is not")
+    if is_index:
+        return tuple(_descriptor(entry, what) for entry in _list(document, "manifests", what))
+    return _manifest(document, what)
+
+
+def _manifest(document: JSONObject, what: str) -> Manifest:
     config = _descriptor(document.get("config"), what)
     if config.media_type not in _CONFIG_TYPES:
         raise InvalidArgument(f"{what} is not an image but an artifact: its config has the type {config.media_type[:100]!r}")
@@ -143,6 +184,7 @@ def parse_config(data: bytes, what: str) -> ConfigDocument:
             volumes=tuple(sorted(_mapping(config, "Volumes", what))),
         ),
         tuple(validate_digest(diff_id) for diff_id in diff_ids),
+        _platform(document, what) if document.get("os") and document.get("architecture") else None,
     )
 
 
@@ -176,10 +218,13 @@ def _descriptor(value: Any, what: str) -> Descriptor:
         validate_digest(_string(value, "digest", what)),
         size,
         _string_map(value, "annotations", what),
-        Platform(_string(platform, "os", what), _string(platform, "architecture", what), _string(platform, "variant", what))
-        if isinstance(platform, dict)
-        else None,
+        _platform(platform, what) if isinstance(platform, dict) else None,
+        _strings(value, "urls", what),
     )
+
+
+def _platform(document: JSONObject, what: str) -> Platform:
+    return Platform(_string(document, "os", what), _string(document, "architecture", what), _string(document, "variant", what))
 
 
 def _json(data: bytes, what: str) -> Any:

@@ -1,4 +1,4 @@
-"""One import's way from an archive to committed layers and stored documents. Made and run by `agent.images.service`.
+"""The way of incoming images to committed layers and stored documents. Made and run by `agent.images.service`.
 
 Layers come in side by side; each waits for the one below only before its commit. A layer that is there, or that another import
 is bringing in, is not unpacked again: there is one copy of it, whoever asked.
@@ -10,19 +10,17 @@ import asyncio
 import errno
 import secrets
 from collections.abc import AsyncIterator, Collection, Sequence
+from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 
 from agent.content import ContentStore, digest_of
 from agent.errdefs import ResourceExhausted
-from agent.images.archive import ArchivedImage, LayerSource
-from agent.images.files import ArchiveFiles
+from agent.images.incoming import IncomingImage, LayerFiles, LayerSource
+from agent.images.progress import Phase, Progress
 from agent.snapshots.layers import chain_ids
 from agent.snapshots.snapshotter import Snapshotter
 from agent.store.kinds import Kind
 from agent.store.ledger import Intent, ResourceId
-
-_PARALLEL_READS = 4
-"""Blobs that one import reads at a time. Unpacking has its own bound, the snapshotter's."""
 
 
 def _new_key() -> str:
@@ -43,20 +41,33 @@ class _Step:
 class ImportJob:
     """What `images` need that is not here yet. The caller has made sure that nothing of what is here gets deleted."""
 
-    def __init__(self, content: ContentStore, snapshots: Snapshotter, files: ArchiveFiles, images: Sequence[ArchivedImage]) -> None:
+    def __init__(
+        self,
+        content: ContentStore,
+        snapshots: Snapshotter,
+        files: LayerFiles,
+        images: Sequence[IncomingImage],
+        *,
+        parallel: int,
+        progress: Progress,
+    ) -> None:
+        """`parallel` layers are read at a time; unpacking has a bound of its own, the snapshotter's."""
         self._content = content
         self._snapshots = snapshots
         self._files = files
+        self._progress = progress
         self._steps: dict[str, _Step] = {}
         for image in images:
             parent = ""
             for chain_id, source in zip(chain_ids(image.config.diff_ids), image.layers, strict=True):
-                if snapshots.layer(chain_id) is None:
+                missing = snapshots.layer(chain_id) is None
+                progress.add(chain_id, source.digest, source.size or 0, Phase.WAITING if missing else Phase.DONE)
+                if missing:
                     self._steps[chain_id] = _Step(chain_id, parent, source)
                 parent = chain_id
-        documents = {digest_of(data): data for image in images for data in (image.config_data, image.manifest_data) if data}
+        documents = {digest_of(data): data for image in images for data in (image.config_data, *image.manifests)}
         self._documents = {_new_key(): data for digest, data in documents.items() if not content.exists(digest)}
-        self._reads = asyncio.Semaphore(_PARALLEL_READS)
+        self._reads = asyncio.Semaphore(parallel)
 
     def intents(self) -> list[Intent]:
         """What `run` acquires: partial blobs and layer directories, none of which outlives it when all goes well."""
@@ -88,15 +99,20 @@ class ImportJob:
 
     async def _layer(self, step: _Step, parent: asyncio.Task[None] | None) -> None:
         async with self._snapshots.claim(step.chain_id):
-            if self._snapshots.layer(step.chain_id) is not None:
-                return
+            if self._snapshots.layer(step.chain_id) is None:
+                await self._bring_in(step, parent)
+        self._progress.enter(step.chain_id, Phase.DONE)
+
+    async def _bring_in(self, step: _Step, parent: asyncio.Task[None] | None) -> None:
+        async with AsyncExitStack() as staged:
             async with self._reads:
-                stream = self._files.stream(step.source.name)
-                digest = await self._content.ingest(stream, step.ingest_key, step.source.digest, step.source.size)
-            unpacked = await self._snapshots.unpack(step.unpack_key, self._content.path(digest), step.source.diff_id)
-            if parent is not None:
-                await asyncio.shield(parent)  # its own end is the group's business: a cancelled child must not cancel it once more
-            await self._snapshots.commit(unpacked, step.parent)
+                self._progress.enter(step.chain_id, Phase.DOWNLOADING)
+                file = await staged.enter_async_context(self._files.staged(step.source, step.ingest_key))
+            self._progress.enter(step.chain_id, Phase.UNPACKING)
+            unpacked = await self._snapshots.unpack(step.unpack_key, file, step.source.diff_id)
+        if parent is not None:
+            await asyncio.shield(parent)  # its own end is the group's business: a cancelled child must not cancel it once more
+        await self._snapshots.commit(unpacked, step.parent)
 
 
 async def _once(data: bytes) -> AsyncIterator[bytes]:

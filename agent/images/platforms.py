@@ -1,4 +1,4 @@
-"""Which of an index's manifests is for this node. Called by `agent.images.archive` and `agent.registry`."""
+"""Which of an index's manifests is for this node. Called by `agent.images.incoming`."""
 
 from __future__ import annotations
 
@@ -28,6 +28,11 @@ def best_match(descriptors: Iterable[Descriptor], host: Platform) -> Descriptor 
     rated = [(_rating(descriptor.platform, host), descriptor) for descriptor in descriptors]
     suitable = [(rating, descriptor) for rating, descriptor in rated if rating > 0]
     return max(suitable, key=lambda pair: pair[0])[1] if suitable else None
+
+
+def runs_on(platform: Platform, host: Platform) -> bool:
+    """Whether `host` can run what was built for `platform`."""
+    return _rating(platform, host) > 0
 
 
 def _rating(platform: Platform | None, host: Platform) -> int:

@@ -1,11 +1,12 @@
-"""The image service: import, list, resolve, remove, and the snapshots that containers run on.
+"""The image service: pull, import, list, resolve, remove, and the snapshots that containers run on.
 
-An import first writes its intents (one INGEST per blob, one LAYER_UNPACK per layer, in one transaction), then brings all layers
-in at once, and last writes the image's record, which makes it visible; what the intents own is released in every case. Whatever
-no record, no container and no running import needs is deleted right after: a failed import leaves nothing, and the compressed
-layers go as soon as they are unpacked. Records go before files, so a power cut leaves files that the next start collects.
+Images come from archives and from registries, and from then on in one way. An import first writes its intents (one INGEST per
+blob, one LAYER_UNPACK per layer, in one transaction), then brings all layers in at once, and last writes the image's record, which
+makes it visible; what the intents own is released in every case. Whatever no record, no container and no running import needs is
+deleted right after: a failed import leaves nothing. Compressed layers are files only until they are unpacked. Records go before
+files, so a power cut leaves files that the next start collects.
 
-`cri.server` lists and removes, `agent.pods` runs containers on images, `agent.registry` will bring them in another way.
+`cri.server` pulls, lists and removes, `agent.pods` runs containers on images.
 """
 
 from __future__ import annotations
@@ -18,20 +19,24 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from agent import failpoints, log
-from agent.aio import Supervisor, in_thread
+from agent import failpoints, log, metrics
+from agent.aio import Flights, Supervisor, in_thread
 from agent.content import ContentStore, digest_of
 from agent.errdefs import InvalidArgument, NotFound, OrlopError
-from agent.images.archive import ArchivedImage, read_images
-from agent.images.documents import ConfigDocument, parse_config
+from agent.images.archive import ArchiveLayers, read_images
+from agent.images.documents import ConfigDocument, Platform, parse_config
 from agent.images.files import open_files
 from agent.images.image import Image, ImageRecord
 from agent.images.import_job import ImportJob
+from agent.images.incoming import IncomingImage, LayerFiles
 from agent.images.platforms import host_platform
-from agent.images.reference import parse_reference
+from agent.images.progress import Progress
+from agent.images.pull import RemoteImage
+from agent.images.reference import Reference, parse_reference
 from agent.linux.mounts import Mount
+from agent.registry import Credentials, RegistryClient
 from agent.snapshots.layers import chain_ids
-from agent.snapshots.snapshotter import Snapshotter
+from agent.snapshots.snapshotter import Snapshotter, Usage
 from agent.store.kinds import Kind
 from agent.store.ledger import Ledger, Resource
 from agent.store.records import Records
@@ -39,6 +44,7 @@ from agent.store.release import Releases
 
 _log = log.get("images")
 
+_ANONYMOUS = Credentials()
 MEASURE_INTERVAL = 10.0
 """Seconds after which `fs_info` has the containers' snapshots measured again; the kubelet asks about that often."""
 
@@ -63,10 +69,16 @@ class ImageService:
         records: Records,
         ledger: Ledger,
         releases: Releases,
+        registries: RegistryClient,
         *,
         pinned: Collection[str] = (),
+        parallel_layers: int = 3,
+        parallel_pulls: int = 10,
     ) -> None:
-        """`records` is the store's disk bucket "images"; `pinned` are references of images that the kubelet shall not remove."""
+        """`records` is the store's disk bucket "images"; `pinned` are references of images that the kubelet shall not remove.
+
+        `parallel_layers` of one image are read at a time, and `parallel_pulls` images pulled; others wait.
+        """
         self._content = content
         self._snapshots = snapshots
         self._records = records
@@ -80,6 +92,11 @@ class ImageService:
         self._changing = asyncio.Lock()  # of records; never held by a read
         self._collecting = asyncio.Lock()
         self._supervisor = Supervisor("images")
+        self._registries = registries
+        self._parallel_layers = parallel_layers
+        self._pull_slots = asyncio.Semaphore(parallel_pulls)
+        self._pulls = Flights(self._supervisor)
+        self._progress: list[Progress] = []
         self._measured = 0.0
 
     async def open(self) -> None:
@@ -95,6 +112,10 @@ class ImageService:
                 _log.error("image dropped: its record, config or a layer is unusable", image=image_id, error=str(error))
                 await self._records.delete(image_id)
         self._supervisor.start(self._collect(), name="collect")
+
+    async def stop_pulls(self) -> None:
+        """End all pulls; who waits for one gets Unavailable."""
+        await self._pulls.stop()
 
     async def close(self, budget: float) -> None:
         """Wait for deletions under way, `budget` seconds at the most."""
@@ -134,15 +155,27 @@ class ImageService:
         """The image's config blob as it was built. Raises NotFound, DataLoss."""
         return await self._content.read(self.resolve(image_id).id)
 
+    def pulls(self) -> list[Progress]:
+        """Pulls under way."""
+        return list(self._progress)
+
+    @property
+    def mountpoint(self) -> str:
+        """A directory on the file system of images and writable layers, by which the CRI names it."""
+        return str(self._snapshots.root)
+
+    def usage(self, key: str) -> Usage | None:
+        """What was last measured of a container's writable layer, None before that. Starts a new measurement, as `fs_info`."""
+        self._measure_again()
+        return self._snapshots.usage(key)
+
     def fs_info(self) -> FsInfo:
         """Use of the image file system: layers, blobs and, as last measured, what containers wrote. Starts a new measurement."""
+        self._measure_again()
         now = time.time()
-        if now - self._measured > MEASURE_INTERVAL:
-            self._measured = now
-            self._supervisor.start(self._measure(), name="measure snapshots")
         total = self._snapshots.total()
         blobs = self._content.list().values()
-        return FsInfo(str(self._snapshots.root), total.size + sum(blobs), total.inodes + len(blobs), int(now * 1e9))
+        return FsInfo(self.mountpoint, total.size + sum(blobs), total.inodes + len(blobs), int(now * 1e9))
 
     # Containers
 
@@ -189,8 +222,29 @@ class ImageService:
             if given:
                 images = [replace(images[0], references=given)]
             async with self._wanting(images):
-                await self._bring_in(ImportJob(self._content, self._snapshots, files, images))
+                await self._bring_in(ArchiveLayers(files, self._content), images, Progress(str(path)))
                 return await self._supervisor.detached(self._publish(images), name=f"publish {path}")
+
+    async def pull(self, name: str, credentials: Credentials = _ANONYMOUS, platform: Platform | None = None) -> Image:
+        """Pull what a tag or a digest reference means at its registry, for this node's platform unless another one is given.
+
+        Equal pulls are one: each caller gets its outcome, and it ends when the last of them is cancelled. Nothing is left of it then,
+        nor after an error.
+
+        Raises:
+            InvalidArgument: `name` is no reference, a hosts.toml is wrong, or the image is nothing that can be run.
+            NotFound: the registry doesn't have it, or not for this platform.
+            PermissionDenied: the registry wants other credentials.
+            Unavailable, DeadlineExceeded: the registry can't be reached, or doesn't deliver; or the agent stops.
+            DataLoss: what it delivers is not what the digests say.
+            FailedPrecondition, Unknown: its certificate isn't trusted; it does what no registry should.
+            ResourceExhausted: a layer is a bomb, or the disk is full.
+        """
+        reference, platform = parse_reference(name), platform or host_platform()
+        if reference.digest:
+            reference = replace(reference, tag="")  # the digest decides, and whether the tag means it nobody has asked
+        key = (reference, credentials, platform)  # with other credentials it may fail, and must
+        return await self._pulls.join(key, lambda: self._pull(reference, credentials, platform), name=f"pull of {reference}")
 
     async def remove(self, name: str) -> None:
         """Remove an image by id, with all its names, or one of its names, and with the last tag (or, untagged, the last digest
@@ -203,7 +257,34 @@ class ImageService:
 
     # Inside
 
-    async def _bring_in(self, job: ImportJob) -> None:
+    async def _pull(self, reference: Reference, credentials: Credentials, platform: Platform) -> Image:
+        started = time.monotonic()
+        progress = Progress(str(reference))
+        self._progress.append(progress)
+        metrics.image_pulls_running.inc()
+        outcome = "failure"
+        try:
+            async with self._pull_slots:
+                image = await self._pull_one(reference, credentials, platform, progress)
+            outcome = "success"
+        finally:
+            self._progress.remove(progress)
+            metrics.image_pulls_running.dec()
+            metrics.image_pulls.labels(outcome).inc()
+        _log.info("image pulled", image=str(reference), id=image.id, size=image.size, seconds=round(time.monotonic() - started, 3))
+        return image
+
+    async def _pull_one(self, reference: Reference, credentials: Credentials, platform: Platform, progress: Progress) -> Image:
+        async with self._registries.repository(reference.domain, reference.path, credentials) as repository, self._wanting([]):
+            remote = RemoteImage(reference, repository, self._content, progress)
+            images = [await remote.read(platform)]
+            async with self._wanting(images):
+                await self._bring_in(remote, images, progress)
+                (pulled,) = await self._supervisor.detached(self._publish(images), name=f"publish {reference}")
+                return pulled
+
+    async def _bring_in(self, files: LayerFiles, images: Sequence[IncomingImage], progress: Progress) -> None:
+        job = ImportJob(self._content, self._snapshots, files, images, parallel=self._parallel_layers, progress=progress)
         await failpoints.hit("images.import.intend")
         await self._ledger.intend(*job.intents())
         try:
@@ -213,8 +294,8 @@ class ImageService:
             await self._releases.release(resources)
 
     @asynccontextmanager
-    async def _wanting(self, images: Sequence[ArchivedImage]) -> AsyncIterator[None]:
-        """While this is held, no blob is deleted and no layer of `images`; after it, everything that nothing needs."""
+    async def _wanting(self, images: Sequence[IncomingImage]) -> AsyncIterator[None]:
+        """While this is held, no document is deleted and no layer of `images`; after it, everything that nothing needs."""
         wanted = {chain_id for image in images for chain_id in chain_ids(image.config.diff_ids)}
         self._imports += 1
         self._wanted.update(wanted)
@@ -229,7 +310,7 @@ class ImageService:
     # The two below change record and memory together, and so run detached from their callers. A record goes before what is in
     # memory, because from then on files may go; it comes before it, too, so that what could not be written was never seen.
 
-    async def _publish(self, images: Sequence[ArchivedImage]) -> list[Image]:
+    async def _publish(self, images: Sequence[IncomingImage]) -> list[Image]:
         async with self._wanting(images), self._changing:
             return [await self._add(image) for image in images]
 
@@ -249,17 +330,17 @@ class ImageService:
                 self._set(left)
         await self._collect()
 
-    async def _add(self, archived: ArchivedImage) -> Image:
-        known = self._images.get(archived.id)
-        manifests = {digest_of(archived.manifest_data)} if archived.manifest_data else set()
-        tags = {reference.tagged for reference in archived.references if reference.tag}
-        digests = {reference.with_digest(digest) for reference in archived.references for digest in manifests}
+    async def _add(self, incoming: IncomingImage) -> Image:
+        known = self._images.get(incoming.id)
+        manifests = set(map(digest_of, incoming.manifests))
+        tags = {reference.tagged for reference in incoming.references if reference.tag}
+        digests = {reference.with_digest(incoming.digest) for reference in incoming.references if incoming.digest}
         record = ImageRecord(
             tags=tuple(sorted(tags.union(known.tags if known else ()))),
             digests=tuple(sorted(digests.union(known.digests if known else ()))),
             manifests=tuple(sorted(manifests.union(known.manifests if known else ()))),
         )
-        image = self._made(archived.id, record, archived.config, len(archived.config_data))
+        image = self._made(incoming.id, record, incoming.config, len(incoming.config_data))
         await failpoints.hit("images.import.put")
         await self._records.put(image.id, record.to_json())
         for other in self._set(image):
@@ -333,6 +414,12 @@ class ImageService:
             await deletion
         except (OrlopError, OSError) as error:
             _log.error("not deleted, the next start tries again", what=what, error=str(error))
+
+    def _measure_again(self) -> None:
+        now = time.time()
+        if now - self._measured > MEASURE_INTERVAL:
+            self._measured = now
+            self._supervisor.start(self._measure(), name="measure snapshots")
 
     async def _measure(self) -> None:
         await self._snapshots.measure()

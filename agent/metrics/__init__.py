@@ -41,5 +41,12 @@ loop_lag_seconds = Histogram("orlop_event_loop_lag_seconds", "How late the event
 loop_blocked = Counter("orlop_event_loop_blocking_calls", "Blocking calls caught on the event loop's thread.", ["call"], registry=registry)
 ttrpc_late_answers = Counter("orlop_ttrpc_late_answers", "Answers of shims to calls whose caller had given up.", registry=registry)
 log_write_errors = Counter("orlop_log_write_errors", "Container log writes that failed; what was read is lost.", registry=registry)
+container_events_dropped = Counter(
+    "orlop_container_events_dropped", "Container events lost to a client that reads them too slowly.", registry=registry
+)
 log_copier_starts = Counter("orlop_log_copier_starts", "Starts of the log copier process.", registry=registry)
 cni_operations = Counter("orlop_cni_operations", "CNI operations by verb and outcome.", ["verb", "outcome"], registry=registry)
+
+image_pulls = Counter("orlop_image_pulls", "Image pulls that ended, joined ones counted once.", ["outcome"], registry=registry)
+image_pulls_running = Gauge("orlop_image_pulls_running", "Image pulls under way.", registry=registry)
+image_pull_bytes = Counter("orlop_image_pull_bytes", "Bytes of layers received from registries.", registry=registry)

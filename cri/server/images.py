@@ -3,16 +3,30 @@
 from __future__ import annotations
 
 import json
+from collections.abc import AsyncGenerator
 
 from agent.errdefs import FailedPrecondition, InvalidArgument
 from agent.images.image import Image
 from agent.pods.context import Pods
+from agent.pods.wire import chunks, element
+from agent.registry import Credentials, RegistryUnavailable
 from cri.api import api_pb2 as cri
+from cri.server.edge import sentence
+
+_REGISTRY_UNAVAILABLE = "RegistryUnavailable"
+"""https://github.com/kubernetes/cri-api, pkg/errors: what a message begins with, since Go's clients lose the class of an error."""
 
 
 async def list_images(pods: Pods, request: cri.ListImagesRequest) -> cri.ListImagesResponse:
     """CRI ListImages, from memory; a filter names one image."""
     return cri.ListImagesResponse(images=[_image(image) for image in pods.images.images(request.filter.image.image)])
+
+
+async def stream_images(pods: Pods, request: cri.StreamImagesRequest) -> AsyncGenerator[bytes, None]:
+    """CRI StreamImages: ListImages in several messages, for nodes whose list is too long for one."""
+    shown = (_image(image) for image in pods.images.images(request.filter.image.image))
+    for chunk in chunks(element(1, image.SerializeToString()) for image in shown):
+        yield chunk
 
 
 async def image_status(pods: Pods, request: cri.ImageStatusRequest) -> cri.ImageStatusResponse:
@@ -29,6 +43,29 @@ async def image_status(pods: Pods, request: cri.ImageStatusRequest) -> cri.Image
         config = json.loads(await pods.images.config_document(image.id))
         info["info"] = json.dumps({"chainID": image.chain_id, "imageSpec": config})
     return cri.ImageStatusResponse(image=_image(image), info=info)
+
+
+async def pull_image(pods: Pods, request: cri.PullImageRequest) -> cri.PullImageResponse:
+    """CRI PullImage. `image_ref` is the image's id, as everywhere. A call that is cancelled ends the pull, unless others wait for it.
+
+    Raises:
+        RegistryUnavailable: the registry can't be reached or is out of order; with the prefix by which the kubelet tells its users so.
+        as `ImageService.pull`.
+    """
+    auth = request.auth
+    credentials = Credentials.from_auth_config(
+        username=auth.username,
+        password=auth.password,
+        auth=auth.auth,
+        server_address=auth.server_address,
+        identity_token=auth.identity_token,
+        registry_token=auth.registry_token,
+    )
+    try:
+        image = await pods.images.pull(_name(request.image), credentials)
+    except RegistryUnavailable as error:
+        raise RegistryUnavailable(f"{_REGISTRY_UNAVAILABLE}: {sentence(error)}") from error
+    return cri.PullImageResponse(image_ref=image.id)
 
 
 async def remove_image(pods: Pods, request: cri.RemoveImageRequest) -> cri.RemoveImageResponse:

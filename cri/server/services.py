@@ -12,24 +12,30 @@ from google.protobuf.message import Message
 
 from agent.pods import (
     container_create,
+    container_events,
     container_log,
     container_remove,
     container_start,
+    container_stats,
     container_status,
     container_stop,
+    container_update,
     exec_sync,
     runtime_status,
+    runtime_update,
     sandbox_remove,
     sandbox_run,
+    sandbox_stats,
     sandbox_status,
     sandbox_stop,
 )
 from agent.pods.context import Pods
 from cri.api import admin_pb2, api_pb2
 from cri.server import admin, images
-from cri.server.edge import Verb
+from cri.server.edge import Stream, StreamVerb, Verb
 
 _PodsVerb = Callable[[Pods, Any], Awaitable[Message | bytes]]
+_PodsStream = Callable[[Pods, Any], Stream]
 
 _RUNTIME_READS: dict[str, _PodsVerb] = {
     "Version": runtime_status.version,
@@ -39,6 +45,18 @@ _RUNTIME_READS: dict[str, _PodsVerb] = {
     "ListPodSandbox": sandbox_status.list_pod_sandbox,
     "ContainerStatus": container_status.container_status,
     "ListContainers": container_status.list_containers,
+    "ContainerStats": container_stats.container_stats,
+    "ListContainerStats": container_stats.list_container_stats,
+    "PodSandboxStats": sandbox_stats.pod_sandbox_stats,
+    "ListPodSandboxStats": sandbox_stats.list_pod_sandbox_stats,
+    "UpdateRuntimeConfig": runtime_update.update_runtime_config,
+}
+_RUNTIME_STREAMS: dict[str, _PodsStream] = {
+    "StreamPodSandboxes": sandbox_status.stream_pod_sandboxes,
+    "StreamContainers": container_status.stream_containers,
+    "StreamContainerStats": container_stats.stream_container_stats,
+    "StreamPodSandboxStats": sandbox_stats.stream_pod_sandbox_stats,
+    "GetContainerEvents": container_events.get_container_events,
 }
 _RUNTIME_VERBS: dict[str, _PodsVerb] = {
     "RunPodSandbox": sandbox_run.run_pod_sandbox,
@@ -48,6 +66,7 @@ _RUNTIME_VERBS: dict[str, _PodsVerb] = {
     "StartContainer": container_start.start_container,
     "StopContainer": container_stop.stop_container,
     "RemoveContainer": container_remove.remove_container,
+    "UpdateContainerResources": container_update.update_container_resources,
     "ReopenContainerLog": container_log.reopen_container_log,
     "ExecSync": exec_sync.exec_sync,
 }
@@ -56,7 +75,11 @@ _IMAGE_READS: dict[str, _PodsVerb] = {
     "ImageStatus": images.image_status,
     "ImageFsInfo": images.image_fs_info,
 }
+_IMAGE_STREAMS: dict[str, _PodsStream] = {
+    "StreamImages": images.stream_images,
+}
 _IMAGE_VERBS: dict[str, _PodsVerb] = {
+    "PullImage": images.pull_image,
     "RemoveImage": images.remove_image,
 }
 _ADMIN_READS: dict[str, _PodsVerb] = {
@@ -69,7 +92,7 @@ _ADMIN_VERBS: dict[str, _PodsVerb] = {
 }
 
 
-def verbs(pods: Pods, recovered: asyncio.Event) -> Mapping[ServiceDescriptor, Mapping[str, Verb]]:
+def verbs(pods: Pods, recovered: asyncio.Event) -> Mapping[ServiceDescriptor, Mapping[str, Verb | StreamVerb]]:
     """The tables of all services. What changes something waits until `recovered`; what reads answers from the first moment."""
 
     def after_recovery(verb: Verb) -> Verb:
@@ -79,14 +102,17 @@ def verbs(pods: Pods, recovered: asyncio.Event) -> Mapping[ServiceDescriptor, Ma
 
         return gated
 
-    def table(reads: dict[str, _PodsVerb], changes: dict[str, _PodsVerb]) -> dict[str, Verb]:
+    def table(
+        reads: dict[str, _PodsVerb], changes: dict[str, _PodsVerb], streams: dict[str, _PodsStream] | None = None
+    ) -> dict[str, Verb | StreamVerb]:
         return {
+            **{name: partial(stream, pods) for name, stream in (streams or {}).items()},
             **{name: partial(verb, pods) for name, verb in reads.items()},
             **{name: after_recovery(partial(verb, pods)) for name, verb in changes.items()},
         }
 
     return {
-        api_pb2.DESCRIPTOR.services_by_name["RuntimeService"]: table(_RUNTIME_READS, _RUNTIME_VERBS),
-        api_pb2.DESCRIPTOR.services_by_name["ImageService"]: table(_IMAGE_READS, _IMAGE_VERBS),
+        api_pb2.DESCRIPTOR.services_by_name["RuntimeService"]: table(_RUNTIME_READS, _RUNTIME_VERBS, _RUNTIME_STREAMS),
+        api_pb2.DESCRIPTOR.services_by_name["ImageService"]: table(_IMAGE_READS, _IMAGE_VERBS, _IMAGE_STREAMS),
         admin_pb2.DESCRIPTOR.services_by_name["Admin"]: table(_ADMIN_READS, _ADMIN_VERBS),
     }

@@ -18,6 +18,7 @@ from agent.errdefs import ResourceExhausted, Unavailable
 from agent.images.service import ImageService
 from agent.linux.mounts import Mount, Mounts
 from agent.linux.processes import Command, Processes
+from agent.registry import RegistryClient
 from agent.snapshots.snapshotter import Snapshotter
 from agent.store.kinds import Kind
 from agent.store.release import Releases
@@ -60,7 +61,14 @@ class ImageNode:
         processes = Processes()
         self.stack.push_async_callback(processes.stop)
         self.snapshots = Snapshotter(self.root / "lib/snapshots", processes)
-        images = ImageService(ContentStore(self.root / "lib/content"), self.snapshots, store.disk_records("images"), store.ledger, releases)
+        images = ImageService(
+            ContentStore(self.root / "lib/content"),
+            self.snapshots,
+            store.disk_records("images"),
+            store.ledger,
+            releases,
+            RegistryClient(self.root / "certs.d", {}),
+        )
         releases.register(Kind.INGEST, images.release_ingest)
         releases.register(Kind.LAYER_UNPACK, images.release_unpack)
         releases.register(Kind.SNAPSHOT, images.release_snapshot)

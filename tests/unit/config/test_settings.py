@@ -13,7 +13,7 @@ import pytest
 from agent.config import handlers as handlers_module
 from agent.config import settings as settings_module
 from agent.config.handlers import RuntimeHandler, discover
-from agent.config.settings import CNI, Log, Settings, load
+from agent.config.settings import CNI, Log, Registry, Settings, load
 from agent.errdefs import InvalidArgument
 
 RUNC, CRUN = RuntimeHandler("runc", engine="/usr/sbin/runc"), RuntimeHandler("crun", engine="/usr/bin/crun")
@@ -41,6 +41,7 @@ def test_defaults(load_text: Load) -> None:
     assert loaded == Settings(default_runtime="runc", runtimes={"runc": RUNC, "crun": CRUN})
     assert loaded.cni == CNI(Path("/etc/cni/net.d"), (Path("/opt/cni/bin"), Path("/usr/lib/cni")))
     assert loaded.log == Log("info", "console", 16384)
+    assert loaded.registry == Registry(Path("/etc/orlop/certs.d"), 3, 10)
     assert loaded.metrics_address == "127.0.0.1:9745"
     assert loaded.runtimes == {"runc": RUNC, "crun": CRUN}
 
@@ -79,6 +80,10 @@ def test_every_key(load_text: Load) -> None:
         level = "debug"
         format = "json"
         max_container_log_line_size = 1024
+        [registry]
+        config_path = "/etc/containerd/certs.d"
+        max_concurrent_downloads = 1
+        max_concurrent_pulls = 2
         [runtimes.kata]
         runtime_type = "io.containerd.kata.v2"
         path = "/opt/kata/shim"
@@ -92,7 +97,8 @@ def test_every_key(load_text: Load) -> None:
     assert loaded == Settings(
         socket=Path("/s/a.sock"), state_dir=Path("/s"), root_dir=Path("/r"), netns_dir=Path("/n"), metrics_address="[::1]:1",
         shim_cgroup="/a/b", pod_cgroup="/c", default_runtime="kata", sandbox_image="pause", cni=CNI(Path("/c"), (Path("/b1"), Path("/b2"))),
-        log=Log("debug", "json", 1024), runtimes={"runc": RUNC, "crun": CRUN, "kata": kata},
+        log=Log("debug", "json", 1024), registry=Registry(Path("/etc/containerd/certs.d"), 1, 2),
+        runtimes={"runc": RUNC, "crun": CRUN, "kata": kata},
     )  # fmt: skip
     unset = [field.name for field in dataclasses.fields(Settings) if getattr(loaded, field.name) == getattr(Settings(), field.name)]
     assert unset == [], "a new setting belongs into this test"
@@ -154,6 +160,7 @@ def test_handler_is_added_by_a_drop_in_and_changed_by_another(load_text: Load) -
 # ---- what is refused
 
 REFUSED = [
+    pytest.param("[registry]\nmax_concurrent_pulls = 0", "registry.max_concurrent_pulls = 0: it is not a positive number", id="no pulls"),
     pytest.param("sokket = '/x'", "sokket = '/x': there is no such key; there are socket, state_dir,", id="unknown key"),
     pytest.param("[cni]\ndir = '/x'", "cni.dir = '/x': there is no such key; there are conf_dir, bin_dirs", id="unknown key in a table"),
     pytest.param("[crio]\nx = 1", "crio = {'x': 1}: there is no such key", id="unknown table"),
@@ -222,7 +229,7 @@ def test_every_setting_is_documented(module: object) -> None:
     for cls in (node for node in tree.body if isinstance(node, ast.ClassDef)):
         assert ast.get_docstring(cls)
         for node, following in zip(cls.body, [*cls.body[1:], None], strict=True):
-            if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and node.target.id not in ("cni", "log"):
+            if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and node.target.id not in ("cni", "log", "registry"):
                 documented = isinstance(following, ast.Expr) and isinstance(following.value, ast.Constant)
                 assert documented, f"{cls.name}.{node.target.id} has no docstring"
 

@@ -172,3 +172,47 @@ def test_what_is_not_a_digest(text: str) -> None:
 async def test_keys_cannot_leave_the_ingest_directory(tmp_path: Path) -> None:
     with pytest.raises(InvalidArgument):
         await (await opened(tmp_path)).ingest(chunks(DATA), "../a", DIGEST)
+
+
+async def test_a_staged_file_is_there_for_as_long_as_it_is_used(tmp_path: Path) -> None:
+    store = await opened(tmp_path)
+    async with store.staged(chunks(DATA), "a", DIGEST, len(DATA)) as path:
+        assert path.read_bytes() == DATA
+        assert not store.exists(DIGEST)
+    assert files(tmp_path) == []
+    with pytest.raises(KeyError):
+        async with store.staged(chunks(DATA), "a"):
+            raise KeyError
+    assert files(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("digest", "size", "what"),
+    [(digest_of(b"other"), None, "has the digest"), (DIGEST, len(DATA) + 1, "ended after"), (DIGEST, 5, "longer")],
+)
+async def test_nothing_wrong_is_staged(tmp_path: Path, digest: str, size: int | None, what: str) -> None:
+    store = await opened(tmp_path)
+    with pytest.raises(DataLoss, match=what):
+        async with store.staged(chunks(DATA), "a", digest, size):
+            pytest.fail("it is not to be used")
+    assert files(tmp_path) == []
+    with pytest.raises(InvalidArgument, match="not a digest"):
+        async with store.staged(chunks(DATA), "a", "sha256:../x"):
+            pytest.fail("it is not to be used")
+
+
+async def test_a_cancelled_staging_leaves_nothing(tmp_path: Path) -> None:
+    store = await opened(tmp_path)
+    reached = asyncio.Event()
+
+    async def use() -> None:
+        async with store.staged(chunks(DATA), "a"):
+            reached.set()
+            await asyncio.Event().wait()
+
+    task = asyncio.create_task(use())
+    await reached.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert files(tmp_path) == []

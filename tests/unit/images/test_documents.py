@@ -10,11 +10,12 @@ from agent.images.documents import (
     MAX_LAYERS,
     Descriptor,
     ImageConfig,
+    Manifest,
     Platform,
     parse_config,
     parse_docker_manifest,
+    parse_document,
     parse_index,
-    parse_manifest,
 )
 from agent.images.platforms import best_match, host_platform
 
@@ -87,7 +88,8 @@ def test_configs_that_are_refused(document: bytes, sentence: str) -> None:
 
 
 def test_a_manifest() -> None:
-    manifest = parse_manifest(encoded({"config": DESCRIPTOR, "layers": [LAYER]}), "manifest")
+    manifest = parse_document(encoded({"config": DESCRIPTOR, "layers": [LAYER]}), "manifest")
+    assert isinstance(manifest, Manifest)
     assert manifest.layers == (Descriptor(f"{OCI}.layer.v1.tar+zstd", DIGEST, 1),)
 
 
@@ -105,12 +107,13 @@ def test_a_manifest() -> None:
 )
 def test_manifests_that_are_refused(document: Any, sentence: str) -> None:
     with pytest.raises(InvalidArgument, match=sentence):
-        parse_manifest(encoded(document), "manifest")
+        parse_document(encoded(document), "manifest")
 
 
 @pytest.mark.parametrize("empty", [None, [], {}])
 def test_empty_is_empty_as_in_go(empty: Any) -> None:
-    assert parse_manifest(encoded({"config": DESCRIPTOR, "layers": empty}), "manifest").layers == ()
+    config = Descriptor(f"{OCI}.config.v1+json", DIGEST, 1)
+    assert parse_document(encoded({"config": DESCRIPTOR, "layers": empty}), "manifest") == Manifest(config, ())
     document: Any = {"rootfs": {"type": "layers", "diff_ids": empty}, "config": empty}
     assert parse_config(encoded(document), "config").config == ImageConfig()
 

@@ -6,21 +6,16 @@ import asyncio
 import json
 import tarfile
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from agent import failpoints
-from agent.content import ContentStore
 from agent.errdefs import DataLoss, Internal, InvalidArgument, NotFound, OrlopError
 from agent.images.image import Image
-from agent.images.service import ImageService
-from agent.snapshots.snapshotter import Snapshotter
 from agent.store.kinds import Kind
 from agent.store.ledger import Intent
-from agent.store.release import Releases
-from agent.store.store import Store
 from tests.images import (
     OCI,
     Blobs,
@@ -35,58 +30,10 @@ from tests.images import (
     named,
     symlink,
 )
-from tests.unit.snapshots.fakes import InProcessRunner
+from tests.unit.images.node import ImageNode
 
 BASE: Entries = {"etc/passwd": b"root:x:0:0", "bin/sh": b"#!"}
 CONFIG = {"Cmd": ["/bin/sh"], "User": "1000"}
-
-
-class ImageNode:
-    """One incarnation of the part of the daemon that matters here."""
-
-    def __init__(self, root: Path, pinned: tuple[str, ...] = ()) -> None:
-        self.root = root
-        self.pinned = pinned
-        self.runner = InProcessRunner()
-
-    async def start(self) -> ImageNode:
-        self.store = await Store.open(self.root / "run", self.root / "lib")
-        self.releases = Releases(self.store.ledger, time.time)
-        self.content = ContentStore(self.root / "lib/content")
-        self.snapshots = Snapshotter(self.root / "lib/snapshots", self.runner)
-        self.images = ImageService(
-            self.content, self.snapshots, self.store.disk_records("images"), self.store.ledger, self.releases, pinned=self.pinned
-        )
-        self.releases.register(Kind.INGEST, self.images.release_ingest)
-        self.releases.register(Kind.LAYER_UNPACK, self.images.release_unpack)
-        self.releases.register(Kind.SNAPSHOT, self.images.release_snapshot)
-        await self.images.open()
-        return self
-
-    async def stop(self) -> None:
-        failpoints.configure("")
-        await self.images.close(5)
-        await self.releases.stop(5)
-        await self.store.close()
-
-    async def restarted(self) -> ImageNode:
-        await self.stop()
-        return await ImageNode(self.root, self.pinned).start()
-
-    def below(self, name: str) -> int:
-        return len(list((self.root / "lib" / name).iterdir()))
-
-    def left(self) -> dict[str, int]:
-        """How many of everything that an image can leave."""
-        names = ("content/ingest", "content/blobs/sha256", "snapshots/unpack", "snapshots/layers", "snapshots/l", "snapshots/trash")
-        return {name.rpartition("/")[2]: count for name in names if (count := self.below(name))}
-
-
-@pytest.fixture
-async def node(tmp_path: Path) -> AsyncIterator[ImageNode]:
-    node = await ImageNode(tmp_path).start()
-    yield node
-    await node.stop()
 
 
 @pytest.mark.parametrize("name", ["layout", "layout.tar"])

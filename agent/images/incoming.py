@@ -1,0 +1,108 @@
+"""An image on its way in: its documents read and checked, its layers not yet touched. From an archive or from a registry."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from agent.aio import in_thread
+from agent.content import digest_of
+from agent.errdefs import DataLoss, InvalidArgument
+from agent.images.documents import (
+    ConfigDocument,
+    Descriptor,
+    Manifest,
+    Platform,
+    parse_config,
+    parse_document,
+)
+from agent.images.platforms import best_match, runs_on
+from agent.images.reference import Reference
+
+_MAX_NESTING = 4
+"""Indexes in indexes. Nobody builds more than two."""
+
+Fetch = Callable[[Descriptor], Awaitable[bytes]]
+"""The bytes of a small document, whatever they are."""
+
+
+@dataclass(frozen=True)
+class LayerSource:
+    """A layer and where it is to be had."""
+
+    digest: str
+    """Of the compressed file; empty in an old `docker save` archive, which has only the diff id to check against."""
+    size: int | None
+    diff_id: str
+    name: str = ""
+    """As a file of an archive."""
+    urls: tuple[str, ...] = ()
+    """Outside of any registry, for what registries may not have."""
+
+
+class LayerFiles(Protocol):
+    """Where the layers of incoming images are."""
+
+    def staged(self, layer: LayerSource, key: str) -> AbstractAsyncContextManager[Path]:
+        """A verified file of the layer, there for as long as the context; `key` names it, as in `ContentStore.staged`."""
+
+
+@dataclass(frozen=True)
+class IncomingImage:
+    references: tuple[Reference, ...]
+    digest: str
+    """What its repositories know it by: that of its manifest or of the index around it; empty if it has neither."""
+    manifests: tuple[bytes, ...]
+    """Index and manifest, as far as there are any."""
+    config_data: bytes
+    config: ConfigDocument
+    layers: tuple[LayerSource, ...]
+
+    @property
+    def id(self) -> str:
+        return digest_of(self.config_data)
+
+
+async def read_image(top: Descriptor, host: Platform, references: tuple[Reference, ...], fetch: Fetch) -> IncomingImage | None:
+    """The image for `host` that `top`, a manifest or an index, means; None: there is none.
+
+    Raises:
+        InvalidArgument: a document breaks its format.
+        DataLoss: a document is not what its descriptor says.
+        what `fetch` raises.
+    """
+    manifests: list[bytes] = []
+    descriptor: Descriptor | None = top
+    while descriptor is not None:
+        if len(manifests) > _MAX_NESTING:
+            raise InvalidArgument(f"index {top.digest} has indexes in it, more than {_MAX_NESTING} deep")
+        manifests.append(await _document(descriptor, fetch))
+        found = await in_thread(parse_document, manifests[-1], f"manifest {descriptor.digest}", descriptor.media_type)
+        if isinstance(found, Manifest):
+            break
+        descriptor = best_match([entry for entry in found if entry.is_manifest], host)
+    else:
+        return None
+    config_data = await _document(found.config, fetch)
+    config = await in_thread(parse_config, config_data, f"config {found.config.digest}")
+    if config.platform is not None and not runs_on(config.platform, host):
+        return None
+    if len(config.diff_ids) != len(found.layers):
+        raise InvalidArgument(f"manifest {descriptor.digest} has {len(found.layers)} layers, but its config lists {len(config.diff_ids)}")
+    layers = tuple(
+        LayerSource(layer.digest, layer.size, diff_id, urls=() if layer.distributable else layer.urls)
+        for layer, diff_id in zip(found.layers, config.diff_ids, strict=True)
+    )
+    return IncomingImage(references, top.digest, tuple(manifests), config_data, config, layers)
+
+
+async def _document(descriptor: Descriptor, fetch: Fetch) -> bytes:
+    data = await fetch(descriptor)
+    if len(data) != descriptor.size or digest_of(data) != descriptor.digest:
+        raise DataLoss(
+            f"blob {descriptor.digest} is damaged: it has the digest {digest_of(data)} and {len(data)} of {descriptor.size} bytes"
+        )
+    return data

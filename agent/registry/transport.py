@@ -1,0 +1,234 @@
+"""HTTP for the registry client: requests with budgets, redirects that carry no secrets, and errors as sentences.
+
+`agent.registry.client` makes one `Transport` per pull. No other module knows the HTTP library. Its own redirects, proxies from the
+environment, netrc, cookies and decompression are off: they would send credentials where nobody meant them to go, or change bytes
+whose digest counts.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import ssl
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from urllib.parse import unquote, urljoin, urlsplit
+
+import aiohttp
+from yarl import URL
+
+from agent import timeouts
+from agent.errdefs import FailedPrecondition, InvalidArgument, Unavailable, Unknown
+from agent.registry.proxies import Proxies
+
+CHUNK = 1 << 20
+"""Bytes read at a time, at most."""
+MAX_REDIRECTS = 10
+_MAX_HEADER = 1 << 15
+"""Bytes of a header; signed URLs of object stores are long."""
+_REDIRECTS = frozenset({301, 302, 303, 307, 308})
+_HEADERS = {"User-Agent": f"orlop/{version('orlop')}", "Accept-Encoding": "identity"}
+
+
+class RegistryUnavailable(Unavailable):
+    """A registry, or the way to it, is out of order."""
+
+
+class Transient(RegistryUnavailable):
+    """Trying again can help. `retry_after`: how many seconds the server wants to be left alone; 0 if it didn't say."""
+
+    def __init__(self, message: str, retry_after: float = 0) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to ask for. `private` are headers for the first host alone: Authorization, and what an operator has set for it."""
+
+    method: str
+    url: str
+    headers: Mapping[str, str] = field(default_factory=dict)
+    private: Sequence[tuple[str, str]] = field(default=(), repr=False)
+    body: bytes = field(default=b"", repr=False)
+    dial_timeout: float = timeouts.REGISTRY_DIAL
+    verified: bool = False
+    """The content will be checked by its digest, so that it may come over plain http in the end."""
+
+
+class Answer:
+    """A response whose body is still to come."""
+
+    def __init__(self, response: aiohttp.ClientResponse, *, redirected: bool) -> None:
+        self._response = response
+        self.status = response.status
+        self.host = str(response.url.origin())
+        self.redirected = redirected
+        """By another host than the one that was asked."""
+
+    def header(self, name: str) -> str:
+        """The header's first value; empty without one."""
+        return self._response.headers.get(name, "")
+
+    def all_headers(self, name: str) -> list[str]:
+        return self._response.headers.getall(name, [])
+
+    @property
+    def length(self) -> int | None:
+        """Content-Length; None if it isn't told."""
+        return self._response.content_length
+
+    async def read(self, limit: int) -> bytes:
+        """The whole body.
+
+        Raises:
+            InvalidArgument: it has more than `limit` bytes; the rest is not read.
+            Transient: the connection broke.
+        """
+        data = bytearray()
+        if (self.length or 0) <= limit:
+            while chunk := await self.read_some():
+                data += chunk
+                if len(data) > limit:
+                    break
+            else:
+                return bytes(data)
+        raise InvalidArgument(f"{self.host} sends a document of more than {limit} bytes; it is not read")
+
+    async def read_some(self) -> bytes:
+        """What has come of the body, `CHUNK` bytes at most; waits for the first one. Empty at its end. Raises Transient."""
+        with _told(self.host):
+            return await self._response.content.read(CHUNK)
+
+
+class Transport:
+    """HTTP for one pull. `async with` it."""
+
+    def __init__(self, proxies: Proxies) -> None:
+        self._proxies = proxies
+
+    async def __aenter__(self) -> Transport:
+        self._session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=0),  # the pull has its own limits, and a proxy is one host
+            cookie_jar=aiohttp.DummyCookieJar(),
+            auto_decompress=False,
+            read_bufsize=CHUNK,
+            max_line_size=_MAX_HEADER,
+            max_field_size=_MAX_HEADER,
+            headers=_HEADERS,
+        )
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._session.close()
+
+    @asynccontextmanager
+    async def send(self, request: Request, tls: ssl.SSLContext) -> AsyncIterator[Answer]:
+        """The answer to a request, whatever its status, after redirects of GET and HEAD. The body can be read inside.
+
+        Raises:
+            Transient: no connection, or no answer within `timeouts.REGISTRY_ANSWER`; also when the body breaks off.
+            RegistryUnavailable: TLS, or the proxy, refuses.
+            FailedPrecondition: the certificate is not trusted.
+            Unknown: the peer doesn't speak HTTP, or redirects in circles or to where nobody should go.
+        """
+        url = _url(request.url)
+        origin = url.origin()
+        for _ in range(MAX_REDIRECTS + 1):
+            private = request.private if url.origin() == origin else ()
+            response = await self._request(request, url, private, tls)
+            try:
+                if response.status not in _REDIRECTS or request.body:
+                    yield Answer(response, redirected=url.origin() != origin)
+                    return
+                target = _redirect(url, response.headers.get("Location", ""))
+            finally:
+                response.release()
+            if url.scheme == "https" and target.scheme == "http" and not request.verified:
+                raise Unknown(f"{url.origin()} redirects to {target.origin()}, where anybody could change what it says")
+            url = target
+        raise Unknown(f"{origin} redirects more than {MAX_REDIRECTS} times, at last to {url.origin()}")
+
+    async def _request(self, request: Request, url: URL, private: Sequence[tuple[str, str]], tls: ssl.SSLContext) -> aiohttp.ClientResponse:
+        proxy, proxy_headers = self._proxy(url)
+        host = str(url.origin()) + (f" (by the proxy {proxy.origin()})" if proxy is not None else "")
+        with _told(host):
+            # aiohttp counts the look-up of the name, the connection and the TLS handshake as `connect`.
+            timeout = aiohttp.ClientTimeout(total=None, connect=request.dial_timeout, sock_read=timeouts.PULL_SILENCE)
+            async with asyncio.timeout(request.dial_timeout + timeouts.REGISTRY_ANSWER):
+                return await self._session.request(
+                    request.method,
+                    url,
+                    headers=[*request.headers.items(), *private, *(proxy_headers.items() if url.scheme == "http" else ())],
+                    data=request.body or None,
+                    allow_redirects=False,
+                    ssl=tls,
+                    proxy=proxy,
+                    proxy_headers=proxy_headers,
+                    timeout=timeout,
+                )
+
+    def _proxy(self, url: URL) -> tuple[URL | None, dict[str, str]]:
+        found = self._proxies.proxy_for(url.scheme, url.raw_authority)
+        if found is None:
+            return None, {}
+        proxy = URL(found)
+        if proxy.raw_user is None:
+            return proxy, {}
+        pair = f"{unquote(proxy.raw_user)}:{unquote(proxy.raw_password or '')}"
+        return proxy.with_user(None), {"Proxy-Authorization": f"Basic {base64.b64encode(pair.encode()).decode()}"}
+
+
+def _url(text: str) -> URL:
+    """A URL that is sent as it was written: another spelling of a signed URL is another URL."""
+    try:
+        url = URL(text, encoded=True)
+        if url.scheme not in ("http", "https") or not url.raw_host or not text.isascii() or not text.isprintable():
+            raise ValueError("not a URL for HTTP")
+    except ValueError as error:
+        raise Unknown(f"{text[:200]!r} can't be asked for: {error}") from None
+    return url.with_fragment(None)
+
+
+def _redirect(url: URL, location: str) -> URL:
+    try:
+        target = urljoin(str(url), location)
+        usable = bool(location) and urlsplit(target).username is None
+    except ValueError:
+        usable = False
+    if not usable:
+        raise Unknown(f"{url.origin()} redirects to no URL that can be followed")
+    return _url(target)
+
+
+@contextmanager
+def _told(host: str) -> Iterator[None]:
+    """What the HTTP library raises, as sentences. Its own texts may have URLs with signatures or passwords in them."""
+    try:
+        yield
+    except aiohttp.ClientConnectorCertificateError as error:
+        raise FailedPrecondition(f"{host}: its certificate is not trusted: {_reason(error.certificate_error)}") from None
+    except aiohttp.ClientSSLError as error:
+        raise RegistryUnavailable(f"{host}: TLS fails: {_reason(error.os_error)}") from None
+    except aiohttp.ClientHttpProxyError as error:
+        raise RegistryUnavailable(f"{host}: the proxy refuses with {error.status}") from None
+    except aiohttp.ClientConnectorError as error:
+        raise Transient(f"{host} can't be reached: {_reason(error.os_error)}") from None
+    except aiohttp.SocketTimeoutError:
+        raise Transient(f"{host} has sent nothing for {timeouts.PULL_SILENCE:g} s") from None
+    except TimeoutError:
+        raise Transient(f"{host} does not answer in time") from None
+    except aiohttp.ClientResponseError:
+        raise Unknown(f"{host} answers something that is not HTTP") from None
+    except (aiohttp.ClientError, OSError) as error:
+        raise Transient(f"{host}: the connection broke: {_reason(error)}") from None
+
+
+def _reason(error: BaseException) -> str:
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return error.verify_message
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return type(error).__name__ if isinstance(error, aiohttp.ClientError) else str(error)[:200]
