@@ -3,10 +3,11 @@
 A step that touches the world outside the process calls `hit("package.step")` right before it acts. Off (the rule), that
 is one look at an empty dict. On, by `ORLOP_FAILPOINTS` or `configure()`, in the small language
 
-    NAME=ACTION[;NAME=ACTION...]    ACTION = [N*]error(TEXT) | [N*]delay(SECONDS) | [N*]hang | [N*]crash
+    NAME=ACTION[;NAME=ACTION...]    ACTION = [N*]error(TEXT) | [N*]delay(SECONDS) | [N*]pause | [N*]hang | [N*]crash
 
-where `N*` means: only the N-th time, and the name `*` is every failpoint that isn't named. `crash` is a SIGKILL to this
-process: no `finally`, no flush, as in a power cut of the daemon alone. The idea is containerd's `internal/failpoint`.
+where `N*` means: only the N-th time, and the name `*` is every failpoint that isn't named. `pause` lasts until failpoints are
+configured anew. `crash` is a SIGKILL to this process: no `finally`, no flush, as in a power cut of the daemon alone. The idea
+is containerd's `internal/failpoint`.
 
 A daemon that was started with `ORLOP_FAILPOINTS` in its environment, be it empty, takes others later over its admin service.
 """
@@ -17,7 +18,7 @@ import asyncio
 import os
 import re
 import signal
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from agent.errdefs import Internal, InvalidArgument
 
@@ -33,6 +34,7 @@ class _Point:
     argument: str
     nth: int
     hits: int = 0
+    replaced: asyncio.Event = field(default_factory=asyncio.Event)
 
 
 _ALL = "*"
@@ -51,8 +53,10 @@ def configure(text: str) -> None:
         name, _, action = entry.partition("=")
         match = _ACTION.fullmatch(action)
         if not name or match is None:
-            raise InvalidArgument(f"failpoint {entry!r} is not NAME=[N*]error(TEXT)|delay(SECONDS)|hang|crash")
+            raise InvalidArgument(f"failpoint {entry!r} is not NAME=[N*]error(TEXT)|delay(SECONDS)|pause|hang|crash")
         points[name] = _Point(match["verb"] or match["delay"], match["argument"] or match["seconds"] or "", int(match["nth"] or 0))
+    for point in _points.values():
+        point.replaced.set()
     _points.clear()
     _points.update(points)
     _passed.clear()
@@ -82,6 +86,8 @@ async def hit(name: str) -> None:
             raise Internal(f"failpoint {name}: {point.argument or 'error'}")
         case "delay":
             await asyncio.sleep(float(point.argument))
+        case "pause":
+            await point.replaced.wait()
         case "hang":
             await asyncio.get_running_loop().create_future()
         case _:

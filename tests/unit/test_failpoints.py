@@ -21,6 +21,16 @@ def off_afterwards() -> Iterator[None]:
     failpoints.configure("")
 
 
+async def test_a_pause_ends_with_the_next_configuration() -> None:
+    failpoints.configure("a.b=pause")
+    paused = asyncio.ensure_future(failpoints.hit("a.b"))
+    await asyncio.sleep(0)
+    assert failpoints.passed() == ["a.b"]
+    assert not paused.done()
+    failpoints.configure("")
+    await paused
+
+
 async def test_off_nothing_happens() -> None:
     failpoints.configure("")
     await failpoints.hit("a.b")
