@@ -31,12 +31,13 @@ from agent.linux.processes import Processes
 from agent.logs.client import LogCopier
 from agent.network import read_leases
 from agent.network.network import Network
-from agent.pods import exits, facts, recovery
+from agent.pods import container_events, exits, facts, recovery
 from agent.pods.context import Pods
 from agent.pods.registry import Registry
 from agent.registry import RegistryClient
 from agent.runtime.v2.manager import TaskManager
 from agent.snapshots.snapshotter import Snapshotter
+from agent.stats import Sampler
 from agent.store.release import Releases
 from agent.store.store import Store
 from agent.web import MetricsServer
@@ -69,6 +70,7 @@ async def serve(settings: Settings) -> None:
         edge = Edge(settings.socket, services.verbs(pods, recovered))
         await edge.start()
         stack.push_async_callback(edge.stop, timeouts.EDGE_STOP)
+        stack.callback(pods.events.close)  # who listens would do so until the end of the budget
         stack.push_async_callback(pods.images.stop_pulls)  # they may take minutes, and can be done again
         _log.info("serving", socket=str(settings.socket))
         await _first(pods.supervisor.start_awaited(_recover(pods, recovered, background), name="recovery"), stopping)
@@ -154,6 +156,8 @@ async def _compose(settings: Settings, stack: AsyncExitStack, background: Superv
     node = await in_thread(facts.read, cgroup_v2=cgroups.mode == "v2", nofile_limit=descriptors)
     for restriction in node.restrictions:
         _log.warning("this node restricts pods", restriction=restriction)
+    stats = Sampler(await cgroups.controllers())
+    stack.push_async_callback(stats.stop, timeouts.STATS)
     supervisor = Supervisor("pods")
     pods = Pods(
         state_dir=settings.state_dir,
@@ -175,8 +179,10 @@ async def _compose(settings: Settings, stack: AsyncExitStack, background: Superv
         cgroups=cgroups,
         exchange=exchange,
         supervisor=supervisor,
+        stats=stats,
     )
     releasers.register(pods)
+    container_events.attach(pods)
     stack.push_async_callback(background.stop, 0)  # after those below, which need the exits that it passes on
     stack.push_async_callback(supervisor.stop, timeouts.DAEMON_STOP)
     stack.push_async_callback(releases.stop, timeouts.DAEMON_STOP)

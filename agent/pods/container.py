@@ -17,7 +17,7 @@ from __future__ import annotations
 import base64
 import enum
 import json
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from agent.errdefs import DataLoss, FailedPrecondition
@@ -68,7 +68,8 @@ class ContainerRecord:
     """What a daemon restart needs to know of a container.
 
     `spec` is the OCI runtime spec as it goes into the bundle; `rootfs` the mounts that the shim makes; `log_path` is
-    absolute, or empty when nothing is logged. Times are Unix nanoseconds.
+    absolute, or empty when nothing is logged. `cgroups` is what /proc/PID/cgroup said of its init before that ran anything,
+    which could have moved it; empty where the container isn't in a cgroup of this host. Times are Unix nanoseconds.
     """
 
     id: str
@@ -84,6 +85,7 @@ class ContainerRecord:
     started_at: int = 0
     finished_at: int = 0
     pid: int = 0
+    cgroups: dict[str, str] = field(default_factory=dict)
     exit_code: int = 0
     oom: bool = False
     reason: str = ""

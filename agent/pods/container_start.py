@@ -17,6 +17,7 @@ from agent.pods.container_create import enter
 from agent.pods.context import Pods
 from agent.pods.exits import kill_and_wait, record_exit, release_task
 from agent.pods.registry import Container, Sandbox
+from agent.runtime.v2.options import is_runc
 from agent.runtime.v2.task import CreateTask
 from agent.store.kinds import Kind
 from agent.store.ledger import Intent
@@ -73,7 +74,7 @@ async def _end_task(pods: Pods, sandbox: Sandbox, container_id: str, cause: Exce
 
 
 async def _run_task(pods: Pods, sandbox: Sandbox, live: Container) -> None:
-    record = live.record
+    record, handler = live.record, pods.handler(sandbox.record.handler)
     await pods.ledger.intend(
         *(Intent(kind, record.id, sandbox=sandbox.record.id, container=record.id) for kind in (Kind.FIFO, Kind.LOG, Kind.TASK))
     )
@@ -86,7 +87,7 @@ async def _run_task(pods: Pods, sandbox: Sandbox, live: Container) -> None:
         CreateTask(
             id=record.id,
             sandbox_id=sandbox.record.id,
-            handler=pods.handler(sandbox.record.handler),
+            handler=handler,
             spec=record.spec,
             rootfs=list(record.rootfs),
             stdin="",
@@ -95,9 +96,10 @@ async def _run_task(pods: Pods, sandbox: Sandbox, live: Container) -> None:
             terminal=record.config.tty,
         )
     )
+    cgroups = await pods.cgroups.of_process(task.pid) if is_runc(handler) else {}
     await failpoints.hit("pods.container_start.start")
     await task.start()
     await failpoints.hit("pods.container_start.record")
     if live.record.state is ContainerState.STARTING:
-        running = live.record.after(ContainerEvent.STARTED, started_at=time.time_ns(), pid=task.pid)
+        running = live.record.after(ContainerEvent.STARTED, started_at=time.time_ns(), pid=task.pid, cgroups=cgroups)
         await pods.registry.containers.update(live, running)

@@ -1,8 +1,9 @@
-"""ContainerStatus and ListContainers: from memory, never waiting."""
+"""ContainerStatus, ListContainers, StreamContainers: from memory, never waiting."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import AsyncGenerator
 
 from agent.pods.container import ContainerRecord
 from agent.pods.context import Pods
@@ -32,7 +33,7 @@ async def container_status(pods: Pods, request: cri.ContainerStatusRequest) -> c
 
 
 def to_status(record: ContainerRecord) -> cri.ContainerStatus:
-    """The container as ContainerStatus and PodSandboxStatus show it."""
+    """The container as ContainerStatus, PodSandboxStatus and events show it."""
     user = record.spec.get("process", {}).get("user", {})
     return cri.ContainerStatus(
         id=record.id,
@@ -61,8 +62,17 @@ def to_status(record: ContainerRecord) -> cri.ContainerStatus:
 
 async def list_containers(pods: Pods, request: cri.ListContainersRequest) -> bytes:
     """CRI ListContainers, as wire bytes; an empty filter lists all."""
-    wanted = request.filter
-    return pods.registry.containers.items(live for live in pods.registry.containers if _matches(live, wanted))
+    return pods.registry.containers.items(_selected(pods, request.filter))
+
+
+async def stream_containers(pods: Pods, request: cri.StreamContainersRequest) -> AsyncGenerator[bytes, None]:
+    """CRI StreamContainers: ListContainers in several messages, for nodes whose list is too long for one."""
+    for chunk in pods.registry.containers.chunks(_selected(pods, request.filter)):
+        yield chunk
+
+
+def _selected(pods: Pods, wanted: cri.ContainerFilter) -> list[Container]:
+    return [live for live in pods.registry.containers if _matches(live, wanted)]
 
 
 def _matches(live: Container, wanted: cri.ContainerFilter) -> bool:

@@ -22,9 +22,11 @@ from agent.linux.mounts import Mounts
 from agent.linux.namespaces import Namespaces
 from agent.logs.client import LogCopier
 from agent.network.network import Network
+from agent.pods.event_feed import EventFeed
 from agent.pods.facts import NodeFacts
 from agent.pods.registry import Registry
 from agent.runtime.v2.manager import TaskManager
+from agent.stats import Sampler
 from agent.store.ledger import Ledger
 from agent.store.release import Releases
 
@@ -54,6 +56,8 @@ class Pods:
     cgroups: Cgroups
     exchange: Exchange
     supervisor: Supervisor
+    stats: Sampler
+    events: EventFeed = field(default_factory=EventFeed)
     locks: KeyedLock = field(default_factory=KeyedLock)
     _running: dict[str, asyncio.Task[Any]] = field(default_factory=dict)
 

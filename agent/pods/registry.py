@@ -7,14 +7,15 @@ Records live in the boot-scoped database: after a reboot there are no pods.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Iterator
-from typing import Generic, Protocol, TypeVar
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, Generic, Protocol, TypeVar
 
 from agent import log
 from agent.errdefs import AlreadyExists, DataLoss, NotFound, OrlopError
 from agent.pods.container import ContainerRecord, ContainerState
 from agent.pods.sandbox import SandboxRecord
-from agent.pods.wire import element
+from agent.pods.wire import chunks, element
+from agent.stats import Meter
 
 _log = log.get("pods")
 
@@ -42,6 +43,7 @@ class Sandbox:
     def __init__(self, record: SandboxRecord) -> None:
         self.record = record
         self.item = b""
+        self.meter = Meter()
         self.in_flight = 0
         self.idle = asyncio.Event()
         self.idle.set()
@@ -64,6 +66,7 @@ class Container:
     def __init__(self, record: ContainerRecord) -> None:
         self.record = record
         self.item = b""
+        self.meter = Meter()
         self.removing = False
         self.exited = asyncio.Event()
         self.stopper: asyncio.Task[None] | None = None
@@ -75,6 +78,12 @@ class Container:
 
 R = TypeVar("R", bound=Record)
 L = TypeVar("L", Sandbox, Container)
+Changed = Callable[[Any, Any], None]
+"""Called with the record before and after a change; None for what isn't there yet, or any more."""
+
+
+def _ignore(before: object, after: object) -> None:
+    pass
 
 
 class Table(Generic[L]):
@@ -83,6 +92,8 @@ class Table(Generic[L]):
     def __init__(self, kind: str, records: RecordStore) -> None:
         self._kind = kind
         self._records = records
+        self.changed: Changed = _ignore
+        """Is told of each change of a record, in the moment in which lists begin to show it."""
         self._objects: dict[str, L] = {}
         self._names: dict[str, str] = {}
 
@@ -103,6 +114,7 @@ class Table(Generic[L]):
         """Store and publish a new object whose name is reserved."""
         await self._records.put(live.record.id, live.record.encode())
         self._publish(live)
+        self.changed(None, live.record)
 
     async def update(self, live: L, record: SandboxRecord | ContainerRecord) -> None:
         """Swap in a changed record.
@@ -112,16 +124,20 @@ class Table(Generic[L]):
         """
         if record.id not in self._objects:
             return  # removed meanwhile: an event that comes late must not bring it back
+        before = live.record
         live.record = record  # type: ignore[assignment] # L pairs each live class with its record class
         self._render(live)
+        self.changed(before, record)
         try:
             await self._records.put(record.id, record.encode())
         except OrlopError as error:
             _log.error("record not stored", kind=self._kind, id=record.id, error=str(error))
 
     async def remove(self, live: L) -> None:
-        self._objects.pop(live.record.id, None)
+        known = self._objects.pop(live.record.id, None)
         self._names.pop(live.record.name, None)
+        if known is not None:
+            self.changed(live.record, None)
         await self._records.delete(live.record.id)
 
     async def load(self, live: type[L], decode: type[SandboxRecord] | type[ContainerRecord]) -> None:
@@ -152,6 +168,10 @@ class Table(Generic[L]):
         if live is None:
             raise NotFound(f"{self._kind} {id!r} doesn't exist")
         return live
+
+    def chunks(self, selected: Iterable[L]) -> Iterator[bytes]:
+        """The list response made of `selected`, as several messages that together say the same."""
+        return chunks(live.item for live in selected)
 
     def items(self, selected: Iterable[L]) -> bytes:
         """The list response made of `selected`."""

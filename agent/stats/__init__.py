@@ -1,14 +1,16 @@
 """What containers and pods use: read from the kernel's own files, not asked of a shim (decisions.md 29).
 
-`agent.pods` makes a `Cgroup` of where a container's init is, once, keeps it, and has a `Sampler` read many of them at a time.
+`agent.pods` keeps a `Meter` for each container and pod: the `Cgroup` that its init was in at the start, and what CPU rates are
+computed from. A `Sampler` reads many cgroups at a time.
 Sandboxed runtimes (Kata, gVisor), whose containers are not in a cgroup of this host, are asked through their shim;
 `shim.sample` reads the answer. A cgroup that is gone has no numbers: it isn't at zero.
 """
 
 from agent.stats.cgroup import Cgroup
+from agent.stats.meter import Meter
 from agent.stats.network import Interface, parse_interfaces
 from agent.stats.rate import Rate
 from agent.stats.sample import Memory, Pressure, Sample, Stall, Swap
 from agent.stats.sampler import Sampler
 
-__all__ = ["Cgroup", "Interface", "Memory", "Pressure", "Rate", "Sample", "Sampler", "Stall", "Swap", "parse_interfaces"]
+__all__ = ["Cgroup", "Interface", "Memory", "Meter", "Pressure", "Rate", "Sample", "Sampler", "Stall", "Swap", "parse_interfaces"]

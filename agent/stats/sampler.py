@@ -7,7 +7,8 @@ a cgroup costs one thread, however often the kubelet asks again.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from agent import log, timeouts
 from agent.aio import Supervisor, in_thread, together, within
@@ -24,11 +25,20 @@ Readings = dict[Cgroup, Sample | None]
 
 
 class Sampler:
-    """Reads; `stop()` waits for what is being read."""
+    """Finds cgroups, and reads them; `stop()` waits for what is being read. `controllers` as `Cgroups.controllers()`."""
 
-    def __init__(self) -> None:
+    def __init__(self, controllers: Mapping[str, Path]) -> None:
+        self._controllers = controllers
         self._supervisor = Supervisor("stats")
         self._reading: dict[Cgroup, asyncio.Task[Readings]] = {}
+
+    def of_process(self, membership: Mapping[str, str]) -> Cgroup:
+        """As `Cgroup.of_process`."""
+        return Cgroup.of_process(membership, self._controllers)
+
+    def at(self, path: str) -> Cgroup:
+        """As `Cgroup.at`."""
+        return Cgroup.at(path, self._controllers)
 
     async def read(self, cgroups: Sequence[Cgroup]) -> list[Sample | None]:
         """A sample of each, none older than this call but those whose reading was under way. None: it is gone, or doesn't answer."""

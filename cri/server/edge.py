@@ -1,16 +1,17 @@
 """One socket, any service: handlers made from the services' descriptors, errors translated in one place.
 
 A method without a verb answers UNIMPLEMENTED with its name. A verb returns a message or, on hot paths, the message's wire
-bytes.
+bytes; that of a streaming method, an iterator of such.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import aclosing
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn, Protocol, cast
 
 import grpc
 from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
@@ -19,9 +20,20 @@ from google.protobuf.message_factory import GetMessageClass
 
 from agent import log, metrics
 from agent.aio import in_thread
-from agent.errdefs import Code, InvalidArgument, OrlopError, Unavailable
+from agent.errdefs import Code, InvalidArgument, OrlopError, Unavailable, Unimplemented
 
 Verb = Callable[[Any], Awaitable[Message | bytes]]
+Context = grpc.aio.ServicerContext[Any, Any]
+
+
+class Stream(Protocol):
+    """The messages of one call. Closed when they have been sent, or the client has gone."""
+
+    def __aiter__(self) -> AsyncIterator[Message | bytes]: ...
+    def aclose(self) -> Awaitable[None]: ...
+
+
+StreamVerb = Callable[[Any], Stream]
 
 _log = log.get("cri")
 _CODES = {code.value[0]: code for code in grpc.StatusCode}
@@ -34,7 +46,7 @@ _MAX_SENTENCE = 2000
 class Edge:
     """A gRPC server on a unix socket that only root may use."""
 
-    def __init__(self, socket: Path, verbs: Mapping[ServiceDescriptor, Mapping[str, Verb]]) -> None:
+    def __init__(self, socket: Path, verbs: Mapping[ServiceDescriptor, Mapping[str, Verb | StreamVerb]]) -> None:
         self._socket = socket
         self._server = grpc.aio.server(
             options=[("grpc.max_receive_message_length", _MAX_MESSAGE), ("grpc.max_send_message_length", -1), ("grpc.so_reuseport", 0)]
@@ -68,18 +80,49 @@ def _make_room(socket: Path) -> None:
     socket.unlink(missing_ok=True)
 
 
-def _handler(method: MethodDescriptor, verb: Verb | None) -> grpc.RpcMethodHandler[Any, Any]:
-    async def answer(request: bytes, context: grpc.aio.ServicerContext[Any, Any]) -> Message | bytes:
-        if verb is None:
-            await context.abort(grpc.StatusCode.UNIMPLEMENTED, f"{method.full_name} is not implemented by orlop")
-        return await _measured(method, verb, request, context)
-
-    async def stream(request: bytes, context: grpc.aio.ServicerContext[Any, Any]) -> None:
-        await context.abort(grpc.StatusCode.UNIMPLEMENTED, f"{method.full_name} is not implemented by orlop")
-
+def _handler(method: MethodDescriptor, verb: Verb | StreamVerb | None) -> grpc.RpcMethodHandler[Any, Any]:
+    if verb is None:
+        verb = _not_there(method)
     if method.server_streaming:
-        return grpc.unary_stream_rpc_method_handler(stream)
-    return grpc.unary_unary_rpc_method_handler(answer, response_serializer=_serialise)
+        return grpc.unary_stream_rpc_method_handler(_stream(method, cast(StreamVerb, verb)), response_serializer=_serialise)
+    return grpc.unary_unary_rpc_method_handler(_answer(method, cast(Verb, verb)), response_serializer=_serialise)
+
+
+def _not_there(method: MethodDescriptor) -> Verb | StreamVerb:
+    def verb(request: Message) -> Any:
+        raise Unimplemented(f"{method.full_name} is not implemented by orlop")
+
+    return verb
+
+
+def _answer(method: MethodDescriptor, verb: Verb) -> Callable[[bytes, Context], Awaitable[Message | bytes]]:
+    async def answer(request: bytes, context: Context) -> Message | bytes:
+        started = time.monotonic()
+        metrics.cri_operations.labels(method.name).inc()
+        try:
+            return await verb(_parse(method, request))
+        except (Exception, asyncio.CancelledError) as error:
+            await _refuse(method.name, error, context)
+        finally:
+            metrics.cri_seconds.labels(method.name).observe(time.monotonic() - started)
+
+    return answer
+
+
+def _stream(method: MethodDescriptor, verb: StreamVerb) -> Callable[[bytes, Context], Awaitable[None]]:
+    """Not timed: how long a stream lasts is the client's to say."""
+
+    async def stream(request: bytes, context: Context) -> None:
+        metrics.cri_operations.labels(method.name).inc()
+        try:
+            async with aclosing(verb(_parse(method, request))) as messages:
+                await context.send_initial_metadata(())  # so that a client can tell from when on the stream has what happens
+                async for message in messages:
+                    await context.write(message)
+        except (Exception, asyncio.CancelledError) as error:
+            await _refuse(method.name, error, context)
+
+    return stream
 
 
 def _serialise(response: Message | bytes) -> bytes:
@@ -94,22 +137,18 @@ def _parse(method: MethodDescriptor, request: bytes) -> Message:
         raise InvalidArgument(f"the request is not a {method.input_type.name}: {error}") from error
 
 
-async def _measured(method: MethodDescriptor, verb: Verb, request: bytes, context: grpc.aio.ServicerContext[Any, Any]) -> Message | bytes:
-    name, started = method.name, time.monotonic()
-    metrics.cri_operations.labels(name).inc()
-    try:
-        return await verb(_parse(method, request))
-    except asyncio.CancelledError:
-        metrics.cri_errors.labels(name, Code.CANCELLED.name).inc()
-        raise
-    except OrlopError as error:
-        code, text = error.code, sentence(error)
-        _log.info("call refused", method=name, code=code.name, error=text)
-    except Exception as error:
-        code, text = Code.INTERNAL, f"{name} failed inside the agent: {sentence(error) or type(error).__name__}"
-        _log.error("call failed", method=name, error=text, exc_info=error)
-    finally:
-        metrics.cri_seconds.labels(name).observe(time.monotonic() - started)
+async def _refuse(name: str, error: Exception | asyncio.CancelledError, context: Context) -> NoReturn:
+    """End a call with the status and sentence of an error. A cancelled one has nobody to tell."""
+    match error:
+        case asyncio.CancelledError():
+            metrics.cri_errors.labels(name, Code.CANCELLED.name).inc()
+            raise error
+        case OrlopError():
+            code, text = error.code, sentence(error)
+            _log.info("call refused", method=name, code=code.name, error=text)
+        case _:
+            code, text = Code.INTERNAL, f"{name} failed inside the agent: {sentence(error) or type(error).__name__}"
+            _log.error("call failed", method=name, error=text, exc_info=error)
     metrics.cri_errors.labels(name, code.name).inc()
     await context.abort(_CODES[code], text)
     raise AssertionError("abort raises")

@@ -38,7 +38,7 @@ class Broken(Cgroup):
 
 @pytest.fixture
 async def sampler() -> AsyncIterator[Sampler]:
-    sampler = Sampler()
+    sampler = Sampler({})
     yield sampler
     await sampler.stop(5)
 
