@@ -223,12 +223,11 @@ def _told(host: str) -> Iterator[None]:
     except aiohttp.ClientResponseError:
         raise Unknown(f"{host} answers something that is not HTTP") from None
     except (aiohttp.ClientError, OSError) as error:
-        raise Transient(f"{host}: the connection broke: {_reason(error)}") from None
+        reason = _reason(error) if isinstance(error, OSError) else "it was closed in the middle of an answer"
+        raise Transient(f"{host}: the connection broke: {reason}") from None
 
 
-def _reason(error: BaseException) -> str:
+def _reason(error: Exception) -> str:
     if isinstance(error, ssl.SSLCertVerificationError):
         return error.verify_message
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    return type(error).__name__ if isinstance(error, aiohttp.ClientError) else str(error)[:200]
+    return (error.strerror if isinstance(error, OSError) else None) or str(error)[:200] or type(error).__name__
