@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -98,8 +98,9 @@ class Tasks:
                 await asyncio.sleep(0.01)
 
     def shims(self, sandbox_id: str) -> list[Process]:
-        """The processes that serve a sandbox."""
-        return [p for p in processes() if p.argv and p.argv[0] == str(self.pair.shim_path) and sandbox_id in p.argv and p.state != "Z"]
+        """The processes that serve a sandbox; `state` is left out, so that they compare."""
+        found = [p for p in processes() if p.argv and p.argv[0] == str(self.pair.shim_path) and sandbox_id in p.argv]
+        return [replace(process, state="") for process in found if process.state != "Z"]
 
     def shim(self, sandbox_id: str) -> Process:
         [shim] = self.shims(sandbox_id)
@@ -196,6 +197,9 @@ async def running(pair: Pair, root: Path, engine: Path | None = None) -> AsyncIt
         await manager.load_existing_tasks()
         await manager.cleanup_work_dirs()
         yield tasks
+    except BaseException:  # so that a failed test doesn't fail the next one
+        await releases.release(store.ledger.all())
+        raise
     finally:
         await releases.stop(5)
         await manager.stop(5)
