@@ -25,6 +25,7 @@ OnClose = Callable[[], Awaitable[None]]
 
 _log = log.get("ttrpc")
 _BACKLOG_FULL_PAUSE = 0.01
+_NOBODY = frozenset({errno.ENOENT, errno.ECONNREFUSED})
 
 
 class Client(asyncio.Protocol):
@@ -63,6 +64,7 @@ class Client(asyncio.Protocol):
         Raises:
             Unavailable: Nobody listens there (ENOENT, ECONNREFUSED), found out at once.
             DeadlineExceeded: The listener's queue stayed full.
+            OSError: It can't be found out now (EMFILE, ENOMEM, EACCES ...); this says nothing about the peer.
             InvalidArgument: The address is of another kind.
         """
         candidates = _candidates(address)
@@ -215,7 +217,7 @@ def _candidates(address: str) -> tuple[str, ...]:
 
 
 async def _dial(address: str, candidates: tuple[str, ...]) -> socket.socket:
-    """A connected, non-blocking socket; raises `Unavailable` when nobody listens at any of the names."""
+    """A connected, non-blocking socket; raises `Unavailable` when nobody listens at any of the names, OSError when we can't tell."""
     refusals: list[str] = []
     for name in candidates:
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
@@ -223,6 +225,8 @@ async def _dial(address: str, candidates: tuple[str, ...]) -> socket.socket:
             await _connect(connection, name)
         except OSError as error:
             connection.close()
+            if error.errno not in _NOBODY:
+                raise
             refusals.append(error.strerror or str(error))
             if error.errno != errno.ENOENT:
                 break

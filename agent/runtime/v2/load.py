@@ -1,7 +1,9 @@
 """After a restart of the daemon: finds its shims and tasks again, by what the ledger remembers (runtime-v2 section 9).
 
-Each shim is looked at beside the others and under its own budget. Dead is only what its pidfd says is dead; a shim that
-doesn't answer in time keeps its containers and is asked again in the background, however long that takes.
+First it is found out whose process lives, for all, before anything may be taken down: without that a delete would take a shim
+that isn't connected yet for a dead one. Then each shim is looked at beside the others and under its own budget. Dead is only
+what its pidfd says is dead; a shim that doesn't answer in time keeps its containers and is asked again in the background,
+however long that takes.
 """
 
 from __future__ import annotations
@@ -31,14 +33,14 @@ _RETRY = 1.0
 
 @dataclass(frozen=True)
 class Loaded:
-    """What the ledger knows of; nothing of it has been asked yet."""
+    """What the ledger knows of. Of the shims it is known whether their process lives; nothing has been asked yet."""
 
     shims: dict[str, Shim]
     tasks: dict[str, Task]
 
 
-def remembered(node: Node, make_shim: Callable[[ShimRecord], Shim], exchange: Exchange) -> Loaded:
-    """Shims and tasks as the ledger has them, tasks in the order of their creation."""
+async def remembered(node: Node, make_shim: Callable[[ShimRecord], Shim], exchange: Exchange) -> Loaded:
+    """Shims and tasks as the ledger has them, tasks in the order of their creation. Raises OSError."""
     shims: dict[str, Shim] = {}
     tasks: dict[str, Task] = {}
     resources = node.ledger.all()
@@ -53,27 +55,30 @@ def remembered(node: Node, make_shim: Callable[[ShimRecord], Shim], exchange: Ex
             if task.record.create:
                 task.move(Stage.LIVE)
             task.settled.set()
+    for shim in shims.values():
+        if (identity := shim.record.identity) is not None:
+            shim.process = await node.processes.open(identity.pid, identity.start_time)
     return Loaded(shims, tasks)
 
 
 async def reach(node: Node, shim: Shim) -> bool:
-    """Whether the shim's process lives. If so it is connected, or unknown for now; if not, its cleanup is due."""
+    """Whether the shim's process lives. If so it is connected, or unknown for now; if not, its cleanup is due.
+
+    Raises OSError: its log can't be read now; to be called again.
+    """
     identity = shim.record.identity
-    if identity is None:
+    if identity is None or shim.process is None:
         return False
     await failpoints.hit("runtime.load.shim")
-    shim.process = await node.processes.open(identity.pid, identity.start_time)
-    if shim.process is None:
-        return False
     shim.attach_log(await ShimLog.open(shim.id, shim.bundle.log))  # before anything else: without a reader it hangs
     try:
         found = await in_thread(bootstrap.read, shim.bundle.path)
         shim.record = shim.record.listening(found, identity)
-    except (NotFound, Internal) as error:
+    except (NotFound, Internal, OSError) as error:
         _log.warning("bundle without a usable bootstrap.json", shim=shim.id, error=str(error))
     try:
         await shim.reach(timeouts.SHIM_LOAD)
-    except OrlopError as error:
+    except (OrlopError, OSError) as error:
         _log.warning("shim not reached yet; its containers are left alone", shim=shim.id, error=str(error))
     return True
 
@@ -84,6 +89,8 @@ async def adopt(node: Node, task: Task) -> None:
         try:
             await task.shim.wait_connected()
             state = await task.state()
+            if not task.pid and state.pid:
+                await _learn_pid(node, task, state.pid)
         except NotFound:
             if task.pid:
                 task.finish(exits.lost(task.pid, "its shim didn't know it any more when the agent was started again"))
@@ -93,13 +100,11 @@ async def adopt(node: Node, task: Task) -> None:
                 return
         except DeadlineExceeded as error:
             _log.warning("a task's state is unknown for now", container=task.id, error=str(error))
-        except OrlopError as error:
+        except (OrlopError, OSError) as error:
             _log.warning("a task's state can't be had", container=task.id, error=str(error))
         else:
             break
         await asyncio.sleep(_RETRY)
-    if not task.pid and state.pid:
-        await _learn_pid(node, task, state.pid)
     task.watch()
 
 

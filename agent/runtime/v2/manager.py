@@ -236,7 +236,7 @@ class TaskManager:
         """Find the shims and tasks of the previous run again. One shim that doesn't answer delays this by its own budget only."""
         for failed in await self._bundles.sweep():
             _log.warning("not swept", path=failed)
-        loaded = load.remembered(self._node, self._new_shim, self._exchange)
+        loaded = await load.remembered(self._node, self._new_shim, self._exchange)
         self._shims, self._tasks = loaded.shims, loaded.tasks
         self._loaded = True
         unknown = await self._bundles.ids() - set(self._shims) - set(self._tasks)
@@ -253,7 +253,14 @@ class TaskManager:
                 await self._bundles.remove_work_dir(self._bundles.at(orphan))
 
     async def _load(self, shim: Shim) -> None:
-        if await load.reach(self._node, shim):
+        while True:
+            try:
+                lives = await load.reach(self._node, shim)
+                break
+            except (OrlopError, OSError) as error:
+                _log.error("a shim can't be looked at yet", shim=shim.id, error=str(error))
+                await asyncio.sleep(_RETRY)
+        if lives:
             self._watchers.start(self._guard(shim, patient=True), name=f"shim {shim.id}")
             adoptions = [self._watchers.start(load.adopt(self._node, task), name=f"load of {task.id}") for task in shim.tasks.values()]
             if adoptions and shim.state is ShimState.CONNECTED:

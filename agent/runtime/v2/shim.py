@@ -259,21 +259,27 @@ class Shim:
                 connection.close()
 
     async def _redial(self, patient: bool) -> bool:
-        """Whether it answers again; else it is dead, or out of reach."""
+        """Whether it answers again; else it is dead, or out of reach.
+
+        An OSError tells of this process or of the node (no descriptor is left, say), and nothing about the shim: asked again.
+        """
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeouts.SHIM_SILENT
         pause = _FIRST_PAUSE
         while self.process is not None and self.process.alive():
-            mute = False
+            unknown = False
             try:
                 await self.reach(timeouts.SHIM_LOAD)
                 return True
             except DeadlineExceeded as error:
-                mute = True
+                unknown = patient
                 _log.warning("shim doesn't answer", shim=self.id, error=str(error))
             except OrlopError as error:
                 _log.debug("shim not reached", shim=self.id, error=str(error))
-            if loop.time() >= deadline and not (patient and mute):
+            except OSError as error:
+                unknown = True
+                _log.warning("can't ask a shim whether it answers", shim=self.id, error=str(error))
+            if loop.time() >= deadline and not unknown:
                 return False
             await _first(self.process.wait(), asyncio.sleep(pause))
             pause = min(pause * 2, _LAST_PAUSE)

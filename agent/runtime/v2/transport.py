@@ -7,7 +7,9 @@ close authority.
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import Protocol, TypeVar
 
 import grpc
@@ -19,6 +21,8 @@ from agent.errdefs import Closed, DeadlineExceeded, Unavailable, from_code
 from agent.runtime.v2.bootstrap import Bootstrap
 
 M = TypeVar("M", bound=Message)
+
+_NOBODY = (FileNotFoundError, ConnectionRefusedError)
 
 
 class Connection(Protocol):
@@ -51,6 +55,7 @@ async def connect(bootstrap: Bootstrap, namespace: str, supervisor: Supervisor, 
     Raises:
         Unavailable: nobody listens there.
         DeadlineExceeded: it didn't accept within `budget` seconds.
+        OSError: that can't be found out now (EMFILE, EACCES ...), which says nothing about the shim.
         InvalidArgument: an address of another kind.
     """
     if bootstrap.protocol == "grpc":
@@ -97,6 +102,7 @@ class _Grpc:
                 state = channel.get_state(try_to_connect=True)
                 while state is not grpc.ChannelConnectivity.READY:
                     if state is grpc.ChannelConnectivity.TRANSIENT_FAILURE:
+                        _knock(address)
                         raise Unavailable(f"nobody listens at {address}")
                     await channel.wait_for_state_change(state)
                     state = channel.get_state(try_to_connect=True)
@@ -141,3 +147,9 @@ class _Grpc:
     async def _watch(self) -> None:
         await self._channel.wait_for_state_change(grpc.ChannelConnectivity.READY)
         self.close()
+
+
+def _knock(address: str) -> None:
+    """Raise the OSError for which no connection can be had, if it is not that nobody listens: gRPC doesn't tell which it is."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as probe, suppress(*_NOBODY, BlockingIOError):
+        probe.connect(address.removeprefix("unix://"))

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import os
 import socket
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -401,6 +404,26 @@ async def test_nobody_listening_is_unavailable_at_once(tmp_path: Path, superviso
     with pytest.raises(Unavailable, match="nobody listens at"):
         await Client.connect(address, supervisor=supervisor, on_close=owner.on_close, budget=60)
     assert owner.told == 0
+
+
+@pytest.mark.parametrize("problem", [errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EACCES, errno.ENOBUFS])
+@pytest.mark.parametrize("call", ["socket", "connect"])
+async def test_what_says_nothing_about_the_peer_is_not_taken_for_its_absence(
+    tmp_path: Path, supervisor: Supervisor, monkeypatch: pytest.MonkeyPatch, call: str, problem: int
+) -> None:
+    class Refused(socket.socket):
+        def __init__(self, *arguments: Any) -> None:
+            if call == "socket":
+                raise OSError(problem, os.strerror(problem))
+            super().__init__(*arguments)
+
+        def connect(self, address: object) -> None:
+            raise OSError(problem, os.strerror(problem))
+
+    monkeypatch.setattr("agent.ttrpc.client.socket.socket", Refused)
+    with pytest.raises(OSError, match=os.strerror(problem)) as raised:
+        await Client.connect(f"unix://{tmp_path}/s", supervisor=supervisor)
+    assert raised.value.errno == problem
 
 
 @pytest.mark.parametrize("form", ["unix", "path", "abstract", "abstract path"])

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import grpc
@@ -170,4 +173,16 @@ async def test_a_caller_that_gives_up_leaves_the_connection(tmp_path: Path, prot
 
 async def test_nobody_listens(tmp_path: Path, protocol: str, supervisor: Supervisor) -> None:
     with pytest.raises(Unavailable, match="nobody listens"):
+        await dial(tmp_path / "s", protocol, supervisor)
+
+
+async def test_who_can_not_be_asked_is_not_said_to_be_absent(
+    tmp_path: Path, protocol: str, supervisor: Supervisor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def none_left(*_: object) -> None:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    for module in ("agent.ttrpc.client", "agent.runtime.v2.transport"):  # not everybody's: gRPC itself uses sockets of Python
+        monkeypatch.setattr(f"{module}.socket", SimpleNamespace(**{**vars(socket), "socket": none_left}))
+    with pytest.raises(OSError, match="Too many open files"):
         await dial(tmp_path / "s", protocol, supervisor)
