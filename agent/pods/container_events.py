@@ -50,12 +50,10 @@ def _of_container(before: ContainerRecord | None, after: ContainerRecord | None)
         return [cri.CONTAINER_CREATED_EVENT]
     if after is None:
         return [cri.CONTAINER_DELETED_EVENT]
-    if before.state is after.state:
-        return []
-    return {
-        ContainerState.RUNNING: [cri.CONTAINER_STARTED_EVENT],
-        ContainerState.EXITED: [cri.CONTAINER_STOPPED_EVENT],
-    }.get(after.state, [])
+    if after.state is ContainerState.EXITED:  # told again when its reason is corrected: the OOM killer's work is known late at times
+        return [cri.CONTAINER_STOPPED_EVENT]
+    started = before.state is not after.state is ContainerState.RUNNING
+    return [cri.CONTAINER_STARTED_EVENT] if started else []
 
 
 def _of_sandbox(before: SandboxRecord | None, after: SandboxRecord | None) -> list[cri.ContainerEventType]:

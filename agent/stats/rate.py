@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 _SHORTEST = 1_000_000_000
-"""Nanoseconds. Several may ask (kubelet, crictl), each at its own pace: a sample younger than this is no base for a rate."""
+"""Nanoseconds. Several may ask (kubelet, crictl), each at its own pace, and the kernel counts in ticks: less time is no base."""
 
 
 class Rate:
@@ -15,7 +15,7 @@ class Rate:
         self._rate: int | None = None
 
     def update(self, clock: int, usage: int) -> int | None:
-        """Nano-cores, on average since an earlier sample. None for the first one, and for a counter that began anew.
+        """Nano-cores, on average since the last sample that is a second old. None without one, and for a counter that began anew.
 
         `clock` is monotonic and `usage` a counter, both in ns. A sample that is already known gets the answer that it got.
         """
@@ -25,9 +25,10 @@ class Rate:
             return None
         if clock <= newest[0]:
             return self._rate
-        if self._base is None or clock - newest[0] >= _SHORTEST:
-            self._base = newest
-            self._newest = clock, usage
+        if clock - newest[0] >= _SHORTEST:
+            self._base, self._newest = newest, (clock, usage)
+        if self._base is None:
+            return None
         began, used = self._base
         self._rate = (usage - used) * 1_000_000_000 // (clock - began)
         return self._rate

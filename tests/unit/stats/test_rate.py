@@ -36,10 +36,12 @@ def test_two_who_ask_right_after_each_other_both_get_the_long_average() -> None:
     assert rate.update(20 * S, 10 * S) == 0
 
 
-def test_a_first_rate_is_told_even_of_a_short_time() -> None:
+def test_of_less_than_a_second_nothing_is_said() -> None:
     rate = Rate()
     rate.update(0, 0)
-    assert rate.update(S // 10, S // 20) == S // 2
+    assert rate.update(S // 10, S // 10) is None
+    assert rate.update(S - 1, S - 1) is None
+    assert rate.update(2 * S, S) == S // 2
 
 
 def test_a_counter_that_starts_anew_has_no_rate_until_it_goes_on() -> None:
@@ -50,7 +52,7 @@ def test_a_counter_that_starts_anew_has_no_rate_until_it_goes_on() -> None:
     assert rate.update(30 * S, 1 + 5 * S) == S // 2
 
 
-@given(st.lists(st.tuples(st.integers(1, 30 * S), st.integers(0, 4)), min_size=2))
+@given(st.lists(st.tuples(st.integers(S, 30 * S), st.integers(0, 4)), min_size=2))
 def test_a_rate_is_between_the_least_and_the_most_that_was_used(steps: list[tuple[int, int]]) -> None:
     rate = Rate()
     clock = usage = 0
