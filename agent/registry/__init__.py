@@ -6,6 +6,6 @@ Protocol: https://github.com/opencontainers/distribution-spec, tokens as in http
 
 from agent.registry.auth import Credentials
 from agent.registry.client import RegistryClient, Repository
-from agent.registry.transport import RegistryUnavailable
+from agent.registry.messages import RegistryUnavailable
 
 __all__ = ["Credentials", "RegistryClient", "RegistryUnavailable", "Repository"]

@@ -6,9 +6,13 @@ import json
 import re
 import time
 from email.utils import parsedate_to_datetime
+from typing import TYPE_CHECKING
 
 from agent.errdefs import DataLoss, NotFound, OrlopError, PermissionDenied, Unknown
-from agent.registry.transport import Answer, Transient
+from agent.registry.messages import Transient
+
+if TYPE_CHECKING:
+    from agent.registry.transport import Answer
 
 _TRANSIENT = frozenset({408, 429, 500, 502, 503, 504})
 _MAX_ERROR = 1 << 16

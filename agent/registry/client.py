@@ -14,7 +14,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, 
 from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias, TypeVar
 
 import tenacity
 
@@ -34,9 +34,12 @@ from agent.errdefs import (
 from agent.registry.answers import check_status, skipped_bytes
 from agent.registry.auth import Authorizer, Challenge, Credentials, TokenRequest, parse_challenges
 from agent.registry.hosts import PULL, RESOLVE, Host, find_hosts
+from agent.registry.messages import CHUNK, Request, Transient
 from agent.registry.proxies import Proxies
 from agent.registry.tls import default_context, tls_context
-from agent.registry.transport import CHUNK, Answer, Request, Transient, Transport
+
+if TYPE_CHECKING:
+    from agent.registry.transport import Answer, Transport
 
 _log = log.get("registry")
 T = TypeVar("T")
@@ -92,13 +95,15 @@ class RegistryClient:
         Raises:
             InvalidArgument: the hosts.toml of `domain`, or a certificate that it names, can't be used.
         """
-        endpoints = await in_thread(self._endpoints, domain, path, credentials)
-        elsewhere = await in_thread(default_context)
-        async with Transport(self._proxies) as transport:
+        endpoints, elsewhere, transport = await in_thread(self._prepared, domain, path, credentials)
+        async with transport:
             yield Repository(f"{domain}/{path}", endpoints, elsewhere, transport, self._pause)
 
-    def _endpoints(self, domain: str, path: str, credentials: Credentials) -> list[_Endpoint]:
-        return [_Endpoint(host, path, credentials) for host in find_hosts(self._directory, domain)]
+    def _prepared(self, domain: str, path: str, credentials: Credentials) -> tuple[list[_Endpoint], ssl.SSLContext, Transport]:
+        from agent.registry.transport import Transport  # slow; see there
+
+        endpoints = [_Endpoint(host, path, credentials) for host in find_hosts(self._directory, domain)]
+        return endpoints, default_context(), Transport(self._proxies)
 
     async def _pause(self, failures: int, error: Transient) -> None:
         """Before the next attempt. Raises `error` if the server wants to be left alone for longer than anybody waits."""
@@ -126,7 +131,7 @@ class _Endpoint:
 
 
 Pause = Callable[[int, Transient], Awaitable[None]]
-Open = Callable[[int], AbstractAsyncContextManager[Answer]]
+Open: TypeAlias = "Callable[[int], AbstractAsyncContextManager[Answer]]"
 """The bytes of a blob from an offset on."""
 
 

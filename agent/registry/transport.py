@@ -1,6 +1,7 @@
 """HTTP for the registry client: requests with budgets, redirects that carry no secrets, and errors as sentences.
 
-`agent.registry.client` makes one `Transport` per pull. No other module knows the HTTP library. Its own redirects, proxies from the
+`agent.registry.client` makes one `Transport` per pull. No other module knows the HTTP library, and nothing imports this one before the
+first pull: it takes a fifth of a second, which the daemon's start would pay. Its own redirects, proxies from the
 environment, netrc, cookies and decompression are off: they would send credentials where nobody meant them to go, or change bytes
 whose digest counts.
 """
@@ -10,9 +11,8 @@ from __future__ import annotations
 import asyncio
 import base64
 import ssl
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass, field
 from importlib.metadata import version
 from urllib.parse import unquote, urljoin, urlsplit
 
@@ -20,42 +20,15 @@ import aiohttp
 from yarl import URL
 
 from agent import timeouts
-from agent.errdefs import FailedPrecondition, InvalidArgument, Unavailable, Unknown
+from agent.errdefs import FailedPrecondition, InvalidArgument, Unknown
+from agent.registry.messages import CHUNK, RegistryUnavailable, Request, Transient
 from agent.registry.proxies import Proxies
 
-CHUNK = 1 << 20
-"""Bytes read at a time, at most."""
 MAX_REDIRECTS = 10
 _MAX_HEADER = 1 << 15
 """Bytes of a header; signed URLs of object stores are long."""
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _HEADERS = {"User-Agent": f"orlop/{version('orlop')}", "Accept-Encoding": "identity"}
-
-
-class RegistryUnavailable(Unavailable):
-    """A registry, or the way to it, is out of order."""
-
-
-class Transient(RegistryUnavailable):
-    """Trying again can help. `retry_after`: how many seconds the server wants to be left alone; 0 if it didn't say."""
-
-    def __init__(self, message: str, retry_after: float = 0) -> None:
-        super().__init__(message)
-        self.retry_after = retry_after
-
-
-@dataclass(frozen=True)
-class Request:
-    """What to ask for. `private` are headers for the first host alone: Authorization, and what an operator has set for it."""
-
-    method: str
-    url: str
-    headers: Mapping[str, str] = field(default_factory=dict)
-    private: Sequence[tuple[str, str]] = field(default=(), repr=False)
-    body: bytes = field(default=b"", repr=False)
-    dial_timeout: float = timeouts.REGISTRY_DIAL
-    verified: bool = False
-    """The content will be checked by its digest, so that it may come over plain http in the end."""
 
 
 class Answer:
