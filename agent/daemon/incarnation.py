@@ -3,7 +3,8 @@
 An orphaned CNI ADD would race our DEL, an orphaned start helper our cleanup. `PR_SET_PDEATHSIG` doesn't help: it fires
 when the forking *thread* ends. So each incarnation moves itself into a cgroup of its own before it forks anything; what it
 forks is born there (shims and the log copier, which are to outlive it, are put elsewhere); and the next incarnation kills
-what it finds in the cgroups of earlier ones.
+what it finds in the cgroups of earlier ones. Where the last one was is kept in the state directory: the next may be started
+somewhere else, by systemd after a try on the command line, say.
 
 One hierarchy is enough to tell who is whose child, and the daemon stays where the node put it in all others: on v2 the only
 one, on v1 systemd's named one, which has no controller, or `pids`.
@@ -26,14 +27,16 @@ from agent.linux.processes import Processes
 _log = log.get("daemon")
 _BUDGET = 10.0
 _CANDIDATES = (("", ""), ("name=systemd", "systemd"), ("pids", "pids"))
+_FILE = "daemon-cgroup"
 
 
 class Incarnation:
-    """One run of the daemon. `state_dir` tells daemons of one node apart."""
+    """One run of the daemon. `state_dir`, which exists, tells daemons of one node apart."""
 
     def __init__(self, processes: Processes, state_dir: Path, root: Path = Path("/sys/fs/cgroup"), proc: Path = Path("/proc")) -> None:
         self._processes = processes
         self._prefix = f"orlop-daemon-{hashlib.sha256(os.fsencode(state_dir)).hexdigest()[:12]}-"
+        self._file = state_dir / _FILE
         self._root = root
         self._proc = proc
         self._own: Path | None = None
@@ -46,9 +49,10 @@ class Incarnation:
             DeadlineExceeded: a child of an earlier incarnation doesn't die (state D); replaying beside it would be unsafe.
         """
         parent = await in_thread(self._parent)
-        for earlier in await in_thread(lambda: sorted(parent.glob(f"{self._prefix}*"))):
+        for earlier in await in_thread(self._earlier, parent):
             await self._end(earlier)
         self._own = parent / f"{self._prefix}{os.getpid()}"
+        await in_thread(_keep, self._file, self._own)
         await in_thread(_enter, self._own)
 
     async def end(self) -> None:
@@ -67,6 +71,18 @@ class Incarnation:
                 own = [part for part in parts if not part.startswith(self._prefix)]
                 return self._root / directory / Path(*own)
         raise FailedPrecondition(f"no cgroup hierarchy below {self._root} in which the daemon can tell its own children")
+
+    def _earlier(self, parent: Path) -> list[Path]:
+        """The cgroups of earlier incarnations: those beside ours, and beside that of the last one."""
+        parents = {parent}
+        try:
+            last = Path(self._file.read_text())
+        except (FileNotFoundError, UnicodeDecodeError):
+            pass
+        else:
+            if last.is_relative_to(self._root) and ".." not in last.parts:
+                parents.add(last.parent)
+        return sorted(path for each in parents for path in each.glob(f"{self._prefix}*"))
 
     async def _end(self, cgroup: Path) -> None:
         """Kill who is in the cgroup, until it is empty, and remove it."""
@@ -95,6 +111,13 @@ def _members(cgroup: Path) -> set[int]:
         return {int(line) for line in (cgroup / "cgroup.procs").read_text().split()}
     except OSError:
         return set()
+
+
+def _keep(file: Path, cgroup: Path) -> None:
+    """Written before the cgroup is entered, and whole or not at all: what an earlier text led to is ended by now."""
+    new = file.with_suffix(".new")
+    new.write_text(str(cgroup))
+    new.replace(file)
 
 
 def _enter(cgroup: Path) -> None:

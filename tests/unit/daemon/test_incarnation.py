@@ -22,11 +22,13 @@ class Kernel:
     def __init__(self, root: Path) -> None:
         self.root = root / "cgroup"
         self.proc = root / "proc"
+        self.state = root / "state"
         self.killed: list[int] = []
         self.stuck: set[int] = set()
         self.gone: set[int] = set()
         self.leaves_meanwhile: dict[int, Path] = {}
         self.root.mkdir()
+        self.state.mkdir()
 
     def place(self, membership: str, *, v2: bool = False) -> None:
         """What /proc/self/cgroup says."""
@@ -83,12 +85,12 @@ def kernel(tmp_path: Path) -> Kernel:
     return Kernel(tmp_path)
 
 
-def begun(kernel: Kernel, state_dir: str = "/run/orlop") -> Incarnation:
-    return Incarnation(cast(Processes, kernel), Path(state_dir), kernel.root, kernel.proc)
+def begun(kernel: Kernel) -> Incarnation:
+    return Incarnation(cast(Processes, kernel), kernel.state, kernel.root, kernel.proc)
 
 
-def prefix(state_dir: str = "/run/orlop") -> str:
-    return Incarnation(cast(Processes, None), Path(state_dir))._prefix
+def prefix(state_dir: Path) -> str:
+    return Incarnation(cast(Processes, None), state_dir)._prefix
 
 
 V1 = "4:memory:/elsewhere\n2:pids:/pids/here\n1:name=systemd:/system.slice/orlop.service\n"
@@ -109,21 +111,21 @@ async def test_the_daemon_moves_into_a_cgroup_below_where_it_was_started(kernel:
     (kernel.root / parent).mkdir(parents=True, exist_ok=True)
     await begun(kernel).begin()
     (own,) = (kernel.root / parent).glob("orlop-daemon-*")
-    assert own.name == f"{prefix()}{os.getpid()}"
+    assert own.name == f"{prefix(kernel.state)}{os.getpid()}"
     assert (own / "cgroup.procs").read_text() == str(os.getpid())
 
 
 async def test_restarted_from_within_the_cgroup_of_the_last_one_it_goes_beside_it(kernel: Kernel) -> None:
-    kernel.place(f"0::/service/{prefix()}17\n", v2=True)
+    kernel.place(f"0::/service/{prefix(kernel.state)}17\n", v2=True)
     kernel.cgroup("service")
     await begun(kernel).begin()
-    assert [path.name for path in (kernel.root / "service").iterdir()] == [f"{prefix()}{os.getpid()}"]
+    assert [path.name for path in (kernel.root / "service").iterdir()] == [f"{prefix(kernel.state)}{os.getpid()}"]
 
 
 async def test_what_earlier_ones_left_is_ended_first(kernel: Kernel) -> None:
     kernel.place("0::/service\n", v2=True)
-    earlier = [kernel.cgroup(f"service/{prefix()}{pid}", pid + 1, pid + 2) for pid in (10, 20)]
-    earlier.append(kernel.cgroup(f"service/{prefix()}30"))
+    earlier = [kernel.cgroup(f"service/{prefix(kernel.state)}{pid}", pid + 1, pid + 2) for pid in (10, 20)]
+    earlier.append(kernel.cgroup(f"service/{prefix(kernel.state)}30"))
     await begun(kernel).begin()
     assert sorted(kernel.killed) == [11, 12, 21, 22]
     assert not [path for path in earlier if path.exists()]
@@ -132,18 +134,45 @@ async def test_what_earlier_ones_left_is_ended_first(kernel: Kernel) -> None:
 async def test_other_daemons_and_other_cgroups_are_left_alone(kernel: Kernel) -> None:
     kernel.place("0::/service\n", v2=True)
     others = [
-        kernel.cgroup(f"service/{prefix('/run/other')}10", 11),
+        kernel.cgroup(f"service/{prefix(Path('/run/other'))}10", 11),
         kernel.cgroup("service/pod", 12),
-        kernel.cgroup(f"elsewhere/{prefix()}1", 13),
+        kernel.cgroup(f"elsewhere/{prefix(kernel.state)}1", 13),
     ]
     await begun(kernel).begin()
     assert kernel.killed == []
     assert all((path / "cgroup.procs").exists() for path in others)
 
 
+async def test_started_elsewhere_it_finds_what_the_last_one_left_where_that_was(kernel: Kernel) -> None:
+    """By systemd, say, after a try on the command line: beside its own cgroup there is nothing then."""
+    kernel.place("0::/user.slice/session-1.scope\n", v2=True)
+    session = kernel.cgroup("user.slice/session-1.scope")
+    await begun(kernel).begin()
+    (last,) = session.iterdir()
+    (last / "cgroup.procs").write_text("11\n12\n")  # the daemon was killed, and its children were not
+    kernel.place("0::/system.slice/orlop.service\n", v2=True)
+    service = kernel.cgroup("system.slice/orlop.service")
+    await begun(kernel).begin()
+    assert sorted(kernel.killed) == [11, 12]
+    assert list(session.iterdir()) == []
+    assert [path.name for path in service.iterdir()] == [last.name]
+
+
+@pytest.mark.parametrize("kept", [b"", b"\xff", b"relative/orlop-daemon-0-1", b"/elsewhere/orlop-daemon-0-1", "{root}/service/../other/x"])
+async def test_what_is_kept_of_the_last_one_leads_only_to_cgroups_of_this_daemon(kernel: Kernel, kept: bytes | str) -> None:
+    kernel.place("0::/service\n", v2=True)
+    kernel.cgroup("service")
+    other = kernel.cgroup(f"other/{prefix(kernel.state)}10", 11)
+    (kernel.state / "daemon-cgroup").write_bytes(kept if isinstance(kept, bytes) else kept.format(root=kernel.root).encode())
+    await begun(kernel).begin()
+    assert kernel.killed == []
+    assert other.exists()
+    assert (kernel.state / "daemon-cgroup").read_text() == str(kernel.root / f"service/{prefix(kernel.state)}{os.getpid()}")
+
+
 async def test_a_process_that_went_is_not_killed_by_its_number(kernel: Kernel) -> None:
     kernel.place("0::/service\n", v2=True)
-    earlier = kernel.cgroup(f"service/{prefix()}10", 11)
+    earlier = kernel.cgroup(f"service/{prefix(kernel.state)}10", 11)
     kernel.gone.add(11)
     await begun(kernel).begin()
     assert kernel.killed == []
@@ -152,7 +181,7 @@ async def test_a_process_that_went_is_not_killed_by_its_number(kernel: Kernel) -
 
 async def test_a_number_that_belongs_to_another_process_by_now_is_not_killed(kernel: Kernel) -> None:
     kernel.place("0::/service\n", v2=True)
-    kernel.cgroup(f"service/{prefix()}10", 11)
+    kernel.cgroup(f"service/{prefix(kernel.state)}10", 11)
     kernel.leaves_meanwhile[11] = kernel.cgroup("strangers")
     await begun(kernel).begin()
     assert kernel.killed == []
@@ -162,11 +191,11 @@ async def test_a_number_that_belongs_to_another_process_by_now_is_not_killed(ker
 async def test_a_child_that_does_not_die_keeps_the_daemon_from_going_on(kernel: Kernel, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(incarnation, "_BUDGET", 0.05)
     kernel.place("0::/service\n", v2=True)
-    earlier = kernel.cgroup(f"service/{prefix()}10", 11)
+    earlier = kernel.cgroup(f"service/{prefix(kernel.state)}10", 11)
     kernel.stuck.add(11)
     with pytest.raises(DeadlineExceeded, match=f"earlier daemon in {earlier}"):
         await begun(kernel).begin()
-    assert not (kernel.root / f"service/{prefix()}{os.getpid()}").exists()
+    assert not (kernel.root / f"service/{prefix(kernel.state)}{os.getpid()}").exists()
 
 
 @pytest.mark.parametrize(("membership", "v2"), [("4:memory:/x\n", False), ("0::/x\n", False), (V1, True)])
@@ -187,4 +216,4 @@ async def test_it_ends_where_it_was_started(kernel: Kernel) -> None:
 
 
 def test_two_state_directories_do_not_meet() -> None:
-    assert prefix("/run/orlop") != prefix("/run/orlop2")
+    assert prefix(Path("/run/orlop")) != prefix(Path("/run/orlop2"))
