@@ -47,8 +47,8 @@ ENGINE = 30.0
 """A direct call of the OCI engine (`runc delete --force`)."""
 UNPACK_LAYER = 1800.0
 """One layer through the unpack worker."""
-DAEMON_STOP = 8.0
-"""For what is under way in each part when the daemon stops; systemd gives a unit 90 s, our own tests 30."""
+DAEMON_STOP = 12.0
+"""For what is under way when the daemon stops, in all its parts together; what is cut off then is found by the next start."""
 IN_FLIGHT = 30.0
 """StopPodSandbox waits this long for creates and starts in flight; then their shim is killed under them."""
 RELEASE = 300.0
@@ -77,13 +77,17 @@ PULL_SILENCE = 60.0
 """A download that sends nothing for so long is broken off and resumed."""
 PULL_PROGRESS = 300.0
 """A pull is given up when one of its downloads has got no byte for so long (containerd's and CRI-O's value)."""
+EXEC_START = 30.0
+"""Exec and Start of an ExecSync's command in the shim; a shorter timeout of the caller counts instead."""
+EDGE_STOP = 5.0
+"""For calls to be answered when the daemon stops, of DAEMON_STOP."""
+DAEMON_KILL = 25.0
+"""A daemon that hasn't ended by then, in a file system that hangs, ends itself at once; our own tests wait 30 s."""
+EXIT_AFTER_CGROUP_KILL = 5.0
+"""From the end of all processes of a container's cgroup to the exit that its shim tells."""
 
 for _entry in filter(None, os.environ.get("ORLOP_TIMEOUTS", "").split(";")):
     _name, _, _seconds = _entry.partition("=")
     if not isinstance(globals().get(_name), float):
         raise ValueError(f"ORLOP_TIMEOUTS: {_entry!r} is no budget of agent.timeouts")
     globals()[_name] = float(_seconds)
-EXEC_START = 30.0
-"""Exec and Start of an ExecSync's command in the shim; a shorter timeout of the caller counts instead."""
-EDGE_STOP = 5.0
-"""For calls to be answered when the daemon stops; what they began goes on for DAEMON_STOP."""

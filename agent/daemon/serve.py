@@ -19,6 +19,7 @@ from agent.aio import Supervisor, in_thread, loopguard
 from agent.config.settings import Settings
 from agent.content.store import ContentStore
 from agent.daemon import health, layout, releasers
+from agent.daemon.ending import Ending
 from agent.daemon.incarnation import Incarnation
 from agent.daemon.notify import notify
 from agent.errdefs import OrlopError
@@ -65,11 +66,12 @@ async def serve(settings: Settings) -> None:
         loop.add_signal_handler(number, stopping.set)
     async with AsyncExitStack() as stack:
         background = Supervisor("daemon")
-        pods = await _compose(settings, stack, background)
+        ending = Ending()
+        pods = await _compose(settings, stack, background, ending)
         recovered = asyncio.Event()
         edge = Edge(settings.socket, services.verbs(pods, recovered))
         await edge.start()
-        stack.push_async_callback(edge.stop, timeouts.EDGE_STOP)
+        stack.push_async_callback(ending.give, edge.stop, timeouts.EDGE_STOP)
         stack.callback(pods.events.close)  # who listens would do so until the end of the budget
         stack.push_async_callback(pods.images.stop_pulls)  # they may take minutes, and can be done again
         _log.info("serving", socket=str(settings.socket))
@@ -99,7 +101,7 @@ async def _recover(pods: Pods, recovered: asyncio.Event, background: Supervisor)
     _log.info("recovered", sandboxes=len(pods.registry.sandboxes), seconds=round(time.monotonic() - started, 3))
 
 
-async def _compose(settings: Settings, stack: AsyncExitStack, background: Supervisor) -> Pods:
+async def _compose(settings: Settings, stack: AsyncExitStack, background: Supervisor, ending: Ending) -> Pods:
     """Make all parts; what needs an end is put on `stack` right after its making."""
     asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(_THREADS, "orlop"))
     descriptors = resource.getrlimit(resource.RLIMIT_NOFILE)[1]  # two per container, and a shim's connection and pidfd per pod
@@ -133,7 +135,7 @@ async def _compose(settings: Settings, stack: AsyncExitStack, background: Superv
         parallel_pulls=settings.registry.max_concurrent_pulls,
     )
     await images.open()
-    stack.push_async_callback(images.close, timeouts.DAEMON_STOP)
+    stack.push_async_callback(ending.give, images.close)
 
     await cgroups.create(f"{settings.shim_cgroup}/log-copier")
     logs = LogCopier(
@@ -144,12 +146,12 @@ async def _compose(settings: Settings, stack: AsyncExitStack, background: Superv
 
     network = Network(processes, namespaces, conf_dir=settings.cni.conf_dir, bin_dirs=settings.cni.bin_dirs)
     await network.start()
-    stack.push_async_callback(network.stop, timeouts.DAEMON_STOP)
+    stack.push_async_callback(ending.give, network.stop)
 
     runtime = layout.runtime_config(settings)
     tasks = TaskManager(runtime, ledger=store.ledger, exchange=exchange, processes=processes, mounts=mounts, cgroups=cgroups)
     await tasks.start()
-    stack.push_async_callback(tasks.stop)
+    stack.push_async_callback(ending.give, tasks.stop)
 
     registry = Registry(store.boot_records("sandboxes"), store.boot_records("containers"))
     await registry.load()
@@ -157,7 +159,7 @@ async def _compose(settings: Settings, stack: AsyncExitStack, background: Superv
     for restriction in node.restrictions:
         _log.warning("this node restricts pods", restriction=restriction)
     stats = Sampler(await cgroups.controllers())
-    stack.push_async_callback(stats.stop, timeouts.STATS)
+    stack.push_async_callback(ending.give, stats.stop, timeouts.STATS)
     supervisor = Supervisor("pods")
     pods = Pods(
         state_dir=settings.state_dir,
@@ -184,8 +186,8 @@ async def _compose(settings: Settings, stack: AsyncExitStack, background: Superv
     releasers.register(pods)
     container_events.attach(pods)
     stack.push_async_callback(background.stop, 0)  # after those below, which need the exits that it passes on
-    stack.push_async_callback(supervisor.stop, timeouts.DAEMON_STOP)
-    stack.push_async_callback(releases.stop, timeouts.DAEMON_STOP)
+    stack.push_async_callback(ending.give, releases.stop)
+    stack.push_async_callback(ending.give, supervisor.stop)
 
     background.start(exits.watch(pods, subscription), name="exits")
     background.start(health.watch_lag(), name="loop lag")

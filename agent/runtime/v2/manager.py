@@ -95,7 +95,7 @@ class TaskManager:
         """Listen for the events of shims; raises as `agent.ttrpc.Server.serve`."""
         await self._events.serve(Path(self._config.ttrpc_address))
 
-    async def stop(self, budget: float = timeouts.DAEMON_STOP) -> None:
+    async def stop(self, budget: float) -> None:
         """Let calls in flight end for `budget` seconds, then let go of every shim; they and their containers go on."""
         await self._supervisor.stop(budget)
         await self._watchers.stop(0)
