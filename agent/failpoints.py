@@ -24,7 +24,7 @@ from agent.errdefs import Internal, InvalidArgument
 
 _ACTION = re.compile(
     r"(?:(?P<nth>[1-9][0-9]*)\*)?"
-    r"(?:(?P<verb>error|hang|crash)(?:\((?P<argument>[^)]*)\))?|(?P<delay>delay)\((?P<seconds>[0-9]+(?:\.[0-9]+)?)\))"
+    r"(?:(?P<verb>error|pause|hang|crash)(?:\((?P<argument>[^)]*)\))?|(?P<delay>delay)\((?P<seconds>[0-9]+(?:\.[0-9]+)?)\))"
 )
 
 
