@@ -55,14 +55,20 @@ class Supervisor:
         return task
 
     async def stop(self, budget: float) -> None:
-        """Let running tasks end for `budget` seconds, cancel what is left, and wait for it; stuck ones are named in the log."""
+        """Let running tasks end for `budget` seconds, cancel what is left, and wait for it; stuck ones are named in the log.
+
+        What they start when they are cancelled, to clean up beside them, is cancelled when one of them has ended.
+        """
         if self._tasks:
             await asyncio.wait(list(self._tasks), timeout=budget)
-        for task in reversed(list(self._tasks)):
-            task.cancel()
+        cancelled: set[asyncio.Task[Any]] = set()
         while self._tasks:
-            _, pending = await asyncio.wait(list(self._tasks), timeout=5)
-            if pending:
+            for task in reversed(list(self._tasks)):
+                if task not in cancelled:
+                    task.cancel()
+                    cancelled.add(task)
+            done, pending = await asyncio.wait(list(self._tasks), timeout=5, return_when=asyncio.FIRST_COMPLETED)
+            if not done:
                 _log.warning("tasks don't end", owner=self.name, tasks=[task.get_name() for task in pending])
 
     def __repr__(self) -> str:

@@ -138,6 +138,19 @@ async def test_stop_waits_for_the_cleanup_of_what_it_cancelled(supervisor: Super
     assert cleaned == [True]
 
 
+async def test_what_a_cancelled_task_starts_does_not_hold_up_the_stop(supervisor: Supervisor) -> None:
+    async def work() -> None:
+        try:
+            await asyncio.get_running_loop().create_future()
+        finally:
+            supervisor.start(asyncio.Event().wait(), name="cleanup")
+
+    supervisor.start(work(), name="work")
+    await asyncio.sleep(0)
+    async with asyncio.timeout(5):
+        await supervisor.stop(0)
+
+
 async def test_a_cancelled_task_is_no_failure(supervisor: Supervisor) -> None:
     with structlog.testing.capture_logs() as logged:
         supervisor.start(asyncio.Event().wait(), name="work")
