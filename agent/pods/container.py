@@ -76,6 +76,7 @@ class ContainerRecord:
     sandbox_id: str
     config: cri.ContainerConfig
     image_id: str
+    image_name: str
     spec: dict[str, Any]
     rootfs: tuple[Mount, ...]
     log_path: str

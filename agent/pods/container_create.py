@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import posixpath
 import time
 
@@ -9,6 +10,7 @@ from agent import failpoints, log
 from agent.errdefs import FailedPrecondition, InvalidArgument
 from agent.identifiers import new_id
 from agent.images.image import Image
+from agent.images.reference import parse_reference
 from agent.pods import checks, signals
 from agent.pods.container import ContainerRecord, ContainerState
 from agent.pods.context import Pods
@@ -86,7 +88,7 @@ async def _create(pods: Pods, sandbox: Sandbox, container_id: str, config: cri.C
             passwd=await pods.images.read_file(image.id, "/etc/passwd") or b"",
             group=await pods.images.read_file(image.id, "/etc/group") or b"",
             facts=pods.facts,
-            pid_namespace=_pid_namespace(pods, sandbox, config),
+            pid_namespace=pid_namespace(pods, sandbox, config),
         )
     )
     stop_signal = _stop_signal(config, image)
@@ -100,6 +102,7 @@ async def _create(pods: Pods, sandbox: Sandbox, container_id: str, config: cri.C
             sandbox_id=sandbox.record.id,
             config=config,
             image_id=image.id,
+            image_name=_image_name(image, config.image),
             spec=spec,
             rootfs=tuple(rootfs),
             log_path=posixpath.join(log_directory, config.log_path) if config.log_path and log_directory else "",
@@ -116,7 +119,7 @@ async def _create(pods: Pods, sandbox: Sandbox, container_id: str, config: cri.C
     _log.info("container created", sandbox=sandbox.record.id, container=container_id, name=config.metadata.name, image=image.id)
 
 
-def _pid_namespace(pods: Pods, sandbox: Sandbox, config: cri.ContainerConfig) -> str | None:
+def pid_namespace(pods: Pods, sandbox: Sandbox, config: cri.ContainerConfig) -> str | None:
     """The path of the PID namespace to join; "" for the host's; None for one of the container's own.
 
     Raises:
@@ -153,6 +156,15 @@ def _namespace_of(pods: Pods, task_id: str) -> str:
     if task.exited is not None:
         raise FailedPrecondition(f"the process whose PID namespace is to be joined has ended: task {task_id}")
     return f"/proc/{task.pid}/ns/pid"
+
+
+def _image_name(image: Image, wanted: cri.ImageSpec) -> str:
+    """The tag that people know the image by: the kubelet asks by id, and shows the name that ContainerStatus has."""
+    for name in (wanted.user_specified_image, wanted.image):
+        with contextlib.suppress(InvalidArgument):
+            if (tag := str(parse_reference(name))) in image.tags:
+                return tag
+    return image.tags[0] if image.tags else wanted.user_specified_image or wanted.image
 
 
 def _stop_signal(config: cri.ContainerConfig, image: Image) -> int:

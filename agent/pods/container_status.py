@@ -43,7 +43,7 @@ def to_status(record: ContainerRecord) -> cri.ContainerStatus:
         started_at=record.started_at,
         finished_at=record.finished_at,
         exit_code=record.exit_code,
-        image=record.config.image,
+        image=cri.ImageSpec(image=record.image_name),
         image_ref=record.image_id,
         image_id=record.image_id,
         reason=record.reason,

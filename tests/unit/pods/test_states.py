@@ -34,6 +34,7 @@ def container_record(**changes: Any) -> ContainerRecord:
         "sandbox_id": "ab" * 32,
         "config": cri.ContainerConfig(metadata=cri.ContainerMetadata(name="app", attempt=1), labels={"k": "v"}),
         "image_id": "sha256:" + "0" * 64,
+        "image_name": "example.org/app:1",
         "spec": {"process": {"env": ["A=\udcff"]}},
         "rootfs": (Mount("overlay", "overlay", ("lowerdir=/l/1", "upperdir=/u")),),
         "log_path": "/var/log/pods/x/0.log",
