@@ -1,10 +1,10 @@
 """A kubelet's own calls, in its order: each is answered as the kubelet expects, field by field of what it reads back.
 
-`data/kubelet-1.36.jsonl` is cut from a recording of kubelet 1.36 with containerd (main, August 2026) behind it: five pods of different kinds
-(a server that is stopped with grace; a job; a sidecar on the host's network and with a shared PID namespace; a probed, confined one
+`data/kubelet-1.36.jsonl` is cut from a recording of kubelet 1.36 with containerd (main, August 2026) behind it: five pods of different
+kinds (a server that is stopped with grace; a job; a sidecar on the host's network and with a shared PID namespace; a probed, confined one
 with a debug container; one that the OOM killer ends), from the kubelet's start to the removal of the last sandbox. Polling that brings
-nothing new is left out, and so are calls that come in later issues; calls that the jitter of the recorder's clocks put before what they need
-are moved behind it. Ids, images, host paths, cgroups and `/www` are replaced by ours.
+nothing new is left out, and so are calls that come in later issues; calls that the jitter of the recorder's clocks put before what they
+need are moved behind it. Ids, images, host paths, cgroups and `/www` are replaced by ours.
 """
 
 from __future__ import annotations
