@@ -13,7 +13,7 @@ from agent import failpoints, log
 from agent.errdefs import FailedPrecondition, OrlopError
 from agent.events import Exit
 from agent.pods.container import REASON_START_ERROR, START_ERROR_STATUS, ContainerEvent, ContainerState
-from agent.pods.container_create import enter
+from agent.pods.container_create import enter, pid_namespace
 from agent.pods.context import Pods
 from agent.pods.exits import kill_and_wait, record_exit, release_task
 from agent.pods.registry import Container, Sandbox
@@ -31,7 +31,7 @@ async def start_container(pods: Pods, request: cri.StartContainerRequest) -> cri
 
     Raises:
         NotFound: no such container.
-        FailedPrecondition: it was started already, or its sandbox is not ready.
+        FailedPrecondition: it was started already, its sandbox is not ready, or whose PID namespace it is to join has ended.
         Unknown: the engine refused; the message is the engine's.
     """
     live = pods.registry.containers.get(request.container_id)
@@ -75,6 +75,7 @@ async def _end_task(pods: Pods, sandbox: Sandbox, container_id: str, cause: Exce
 
 async def _run_task(pods: Pods, sandbox: Sandbox, live: Container) -> None:
     record, handler = live.record, pods.handler(sandbox.record.handler)
+    pid_namespace(pods, sandbox, record.config)  # asked again: its process may have ended since the create, the number be a stranger's
     await pods.ledger.intend(
         *(Intent(kind, record.id, sandbox=sandbox.record.id, container=record.id) for kind in (Kind.FIFO, Kind.LOG, Kind.TASK))
     )

@@ -26,7 +26,7 @@ async def stop_container(pods: Pods, request: cri.StopContainerRequest) -> cri.S
 
     Raises:
         InvalidArgument: a negative timeout.
-        DeadlineExceeded: the container survived every step of the ladder; the message says what holds it.
+        DeadlineExceeded: the container survived every step of the ladder, or its start doesn't end.
     """
     if request.timeout < 0:
         raise InvalidArgument(f"timeout {request.timeout} must not be negative")
@@ -70,7 +70,7 @@ async def _settled(pods: Pods, live: Container) -> None:
     except DeadlineExceeded as error:
         _log.warning("killing the shim under a container that doesn't start", container=live.record.id, error=str(error))
         await pods.tasks.kill_shim(live.record.sandbox_id)
-        await pods.locks.passed(live.record.id)
+        await within(timeouts.IN_FLIGHT, pods.locks.passed(live.record.id), f"the end of the start of container {live.record.id}")
 
 
 async def _until_deadline(live: Container) -> None:
@@ -92,6 +92,9 @@ async def _kill(pods: Pods, live: Container) -> None:
     await _signal(pods, live, signal.SIGKILL, whole=True)
     if await _exits_within(live, timeouts.EXIT_AFTER_KILL):
         return
+    await _kill_cgroup(pods, live)
+    if await _exits_within(live, timeouts.EXIT_AFTER_CGROUP_KILL):
+        return
     _log.warning("no exit after SIGKILL: killing the shim", container=record.id, sandbox=record.sandbox_id)
     await pods.tasks.kill_shim(record.sandbox_id)
     if await _exits_within(live, timeouts.SHIM_DELETE + timeouts.EXIT_AFTER_SHIM_KILL):
@@ -100,6 +103,19 @@ async def _kill(pods: Pods, live: Container) -> None:
         f"container {record.id} has not ended after SIGKILL to it and to its shim; `orlop audit` names what holds it. "
         "The agent goes on trying; a process in state D ends only when its I/O does"
     )
+
+
+async def _kill_cgroup(pods: Pods, live: Container) -> None:
+    """Needs nobody's help, and thaws what somebody froze. What a living shim then tells saves the pod's other containers."""
+    task = pods.tasks.find(live.record.id)
+    if task is None or not task.record.cgroup:
+        return
+    _log.warning("no exit after SIGKILL: killing the container's cgroup", container=task.id, cgroup=task.record.cgroup)
+    await failpoints.hit("pods.container_stop.cgroup")
+    try:
+        await pods.cgroups.kill(task.record.cgroup, timeouts.EXIT_AFTER_KILL)
+    except (OrlopError, OSError) as error:
+        _log.warning("cgroup not killed", container=task.id, error=str(error))
 
 
 async def _signal(pods: Pods, live: Container, number: int, *, whole: bool) -> None:

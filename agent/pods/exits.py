@@ -16,6 +16,7 @@ from agent import log, timeouts
 from agent.aio import within
 from agent.errdefs import NotFound, OrlopError
 from agent.events import Event, Exit, Subscription, TaskExit, TaskOOM
+from agent.pods import usage
 from agent.pods.container import (
     REASON_COMPLETED,
     REASON_ERROR,
@@ -79,7 +80,7 @@ async def drain_log(pods: Pods, container_id: str) -> None:
     """Read what the container wrote last, for a bounded time: Task.Delete closes the pipes for good."""
     try:
         await pods.logs.drain(container_id, timeouts.LOG_DRAIN)
-    except OrlopError as error:
+    except (OrlopError, OSError) as error:
         _log.warning("log not drained", container=container_id, error=str(error))
 
 
@@ -88,7 +89,7 @@ async def record_exit(pods: Pods, live: Container, exit_: Exit) -> None:
     if live.record.state is ContainerState.EXITED:
         return
     reason = exit_.reason
-    if live.record.oom and exit_.status == _SIGKILLED:
+    if exit_.status == _SIGKILLED and (live.record.oom or await _oom_killed(pods, live)):
         reason = REASON_OOM
     record = live.record.after(
         ContainerEvent.EXIT,
@@ -107,6 +108,11 @@ async def release_task(pods: Pods, container_id: str) -> None:
     owned = [resource for resource in pods.ledger.owned(container=container_id) if resource.kind in _OF_A_TASK]
     for resource, error in await pods.releases.release(owned):
         _log.warning("not released yet, will be tried again", kind=resource.kind, container=container_id, error=str(error))
+
+
+async def _oom_killed(pods: Pods, live: Container) -> bool:
+    """Ask the cgroup, which is there until the task is released: the shim's word of it may be late, and then never comes."""
+    return bool(live.record.cgroups) and await pods.stats.oom_kills(usage.cgroup_of(pods, live)) > 0
 
 
 async def _out_of_memory(pods: Pods, container_id: str) -> None:
