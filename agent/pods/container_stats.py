@@ -15,7 +15,7 @@ from agent.pods import usage
 from agent.pods.container import ContainerState
 from agent.pods.context import Pods
 from agent.pods.registry import Container
-from agent.stats import Cgroup, Sample, shim
+from agent.stats import Sample, shim
 from cri.api import api_pb2 as cri
 
 _log = log.get("pods")
@@ -54,7 +54,7 @@ async def collect(pods: Pods, containers: Sequence[Container]) -> list[cri.Conta
     here = [live for live in running if live.record.cgroups]
     elsewhere = [live for live in running if not live.record.cgroups]
     from_cgroups, from_shims = await together(
-        pods.stats.read([_cgroup(pods, live) for live in here]),
+        pods.stats.read([usage.cgroup_of(pods, live) for live in here]),
         together(*(_ask_shim(pods, live) for live in elsewhere)),
     )
     samples: dict[Container, Sample | None] = dict(zip([*here, *elsewhere], [*from_cgroups, *from_shims], strict=True))
@@ -69,12 +69,6 @@ def _selected(pods: Pods, wanted: cri.ContainerStatsFilter) -> list[Container]:
         and live.record.sandbox_id.startswith(wanted.pod_sandbox_id)
         and all(live.record.config.labels.get(key) == value for key, value in wanted.label_selector.items())
     ]
-
-
-def _cgroup(pods: Pods, live: Container) -> Cgroup:
-    if live.meter.cgroup is None:
-        live.meter.cgroup = pods.stats.of_process(live.record.cgroups)
-    return live.meter.cgroup
 
 
 async def _ask_shim(pods: Pods, live: Container) -> Sample | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ipaddress import ip_network
+from ipaddress import IPv4Network, IPv6Network, ip_network
 
 from agent import log
 from agent.errdefs import InvalidArgument
@@ -22,8 +22,14 @@ async def update_runtime_config(pods: Pods, request: cri.UpdateRuntimeConfigRequ
     if not pod_cidr:
         return cri.UpdateRuntimeConfigResponse()
     try:
-        networks = [str(ip_network(part.strip())) for part in pod_cidr.split(",")]
+        networks = [str(_network(part.strip())) for part in pod_cidr.split(",")]
     except ValueError as error:
         raise InvalidArgument(f"runtime_config.network_config.pod_cidr {pod_cidr!r}: {error}") from error
     _log.info("the kubelet tells the pods' networks; CNI configuration is left to who installs it", networks=networks)
     return cri.UpdateRuntimeConfigResponse()
+
+
+def _network(text: str) -> IPv4Network | IPv6Network:
+    if "/" not in text:
+        raise ValueError(f"{text!r} has no prefix length")
+    return ip_network(text, strict=False)

@@ -1,13 +1,25 @@
-"""Samples of `agent.stats` as messages of the CRI. What isn't accounted for is left out, never zero."""
+"""`agent.stats` for the verbs: where a container's cgroup is, and samples as messages of the CRI.
+
+What isn't accounted for is left out of a message, never zero.
+"""
 
 from __future__ import annotations
 
-from agent.stats import Interface, Meter, Pressure, Sample, Stall
+from agent.pods.context import Pods
+from agent.pods.registry import Container
+from agent.stats import Cgroup, Interface, Meter, Pressure, Sample, Stall
 from cri.api import api_pb2 as cri
 
 _DEFAULT_INTERFACE = "eth0"
 """As the network attachment names it (`agent.network`), and the kubelet and containerd take for granted."""
 _Number = cri.UInt64Value
+
+
+def cgroup_of(pods: Pods, live: Container) -> Cgroup:
+    """Where the container was put, which its record knows; of no use for one that isn't in a cgroup of this host."""
+    if live.meter.cgroup is None:
+        live.meter.cgroup = pods.stats.of_process(live.record.cgroups)
+    return live.meter.cgroup
 
 
 def cpu(sample: Sample, meter: Meter) -> cri.CpuUsage | None:

@@ -56,6 +56,14 @@ class Cgroup:
         except _GoneError:
             return None
 
+    def oom_kills(self) -> int:
+        """How many of its processes the OOM killer has killed, for its own limit or one above; 0 if it is gone."""
+        try:
+            data = self._file("memory", "memory.oom_control") if self._v1 else self._unified("memory.events")
+        except _GoneError:
+            return 0
+        return parsers.value(parsers.flat(data or b""), b"oom_kill")
+
     def _read_v1(self) -> Sample:
         now, clock = time.time_ns(), time.monotonic_ns()
         cpu = parsers.number(self._file("cpuacct", "cpuacct.usage"))

@@ -52,6 +52,14 @@ class Sampler:
         answers = dict(zip(distinct, await together(*(self._answer(task) for task in distinct)), strict=True))
         return [answers[task].get(cgroup) for cgroup, task in zip(cgroups, tasks, strict=True)]
 
+    async def oom_kills(self, cgroup: Cgroup) -> int:
+        """As `Cgroup.oom_kills`; 0 also when the kernel doesn't answer."""
+        try:
+            return await within(timeouts.STATS, in_thread(cgroup.oom_kills), "asking whether a container was out of memory")
+        except (DeadlineExceeded, OSError) as error:
+            _log.warning("OOM kills not known", error=str(error))
+            return 0
+
     async def stop(self, budget: float) -> None:
         """Wait for readings under way, `budget` seconds at the most."""
         await self._supervisor.stop(budget)

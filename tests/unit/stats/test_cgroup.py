@@ -185,6 +185,24 @@ class TestGone:
             cgroup.read()
 
 
+OOM_FILES = {"memory.oom_control": "oom_kill_disable 0\nunder_oom 0\noom_kill 2\n", "memory.events": "low 0\noom 5\noom_kill 2\n"}
+
+
+def test_oom_kills_are_counted(tmp_path: Path) -> None:
+    cgroup = on_v1(tmp_path / "v1", {"memory.oom_control": OOM_FILES["memory.oom_control"]})
+    assert cgroup.oom_kills() == 2
+    assert on_v2(tmp_path / "v2", {"memory.events": OOM_FILES["memory.events"]}).oom_kills() == 2
+
+
+@pytest.mark.parametrize("make", [on_v1, on_v2])
+def test_without_word_of_it_nobody_was_killed(make: Make, tmp_path: Path) -> None:
+    cgroup = make(tmp_path)
+    assert cgroup.oom_kills() == 0, "a kernel that doesn't count them"
+    for directory in list(tmp_path.rglob("abc")):
+        shutil.rmtree(directory)
+    assert cgroup.oom_kills() == 0
+
+
 def test_a_pods_cgroup_is_at_the_same_path_everywhere(tmp_path: Path) -> None:
     trees.v1(tmp_path / "v1", POD)
     trees.v2(tmp_path / "v2", POD)

@@ -98,3 +98,12 @@ async def test_a_cgroup_that_cant_be_read_has_no_numbers(sampler: Sampler, tmp_p
     broken, well = await sampler.read([Broken({}), Cgroup.at("/c", trees.controllers(tmp_path))])
     assert broken is None
     assert well is not None
+
+
+async def test_oom_kills_that_cant_be_asked_for_are_none(sampler: Sampler, tmp_path: Path) -> None:
+    directory = trees.v2(tmp_path, "/c", {"memory.events": "oom_kill 1\n"})
+    cgroup = Cgroup.at("/c", trees.controllers(tmp_path))
+    assert await sampler.oom_kills(cgroup) == 1
+    (directory / "memory.events").unlink()
+    (directory / "memory.events").mkdir()  # EISDIR: no kernel's answer
+    assert await sampler.oom_kills(cgroup) == 0
