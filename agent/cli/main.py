@@ -163,6 +163,18 @@ def import_image(given: Options, archive: Path) -> None:
     _calling(given, lambda client: import_archive(client, archive, given.output))
 
 
+@image.command("pull")
+@click.argument("reference")
+@click.option("--creds", envvar="ORLOP_CREDS", default="", metavar="USER[:PASSWORD]", help="The password is asked for if left out.")
+@options
+def pull_image(given: Options, reference: str, creds: str) -> None:
+    """Pull an image from its registry, or from the mirrors that are set for it."""
+    from agent.cli.pull import ask_password, pull
+
+    complete = ask_password(creds)
+    _calling(given, lambda client: pull(client, reference, complete, given.output))
+
+
 @image.command("ls")
 @options
 def list_images(given: Options) -> None:

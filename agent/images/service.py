@@ -155,9 +155,10 @@ class ImageService:
         """The image's config blob as it was built. Raises NotFound, DataLoss."""
         return await self._content.read(self.resolve(image_id).id)
 
-    def pulls(self) -> list[Progress]:
-        """Pulls under way."""
-        return list(self._progress)
+    def pulls(self, name: str = "") -> list[Progress]:
+        """Pulls under way, or only those of the image that `name` means. Raises InvalidArgument: it is no reference."""
+        wanted = str(_pulled(name)) if name else ""
+        return [progress for progress in self._progress if wanted in ("", progress.name)]
 
     @property
     def mountpoint(self) -> str:
@@ -240,9 +241,7 @@ class ImageService:
             FailedPrecondition, Unknown: its certificate isn't trusted; it does what no registry should.
             ResourceExhausted: a layer is a bomb, or the disk is full.
         """
-        reference, platform = parse_reference(name), platform or host_platform()
-        if reference.digest:
-            reference = replace(reference, tag="")  # the digest decides, and whether the tag means it nobody has asked
+        reference, platform = _pulled(name), platform or host_platform()
         key = (reference, credentials, platform)  # with other credentials it may fail, and must
         return await self._pulls.join(key, lambda: self._pull(reference, credentials, platform), name=f"pull of {reference}")
 
@@ -423,6 +422,12 @@ class ImageService:
 
     async def _measure(self) -> None:
         await self._snapshots.measure()
+
+
+def _pulled(name: str) -> Reference:
+    """What a pull of `name` asks for: beside a digest a tag counts nothing, since whether it means that digest nobody has asked."""
+    reference = parse_reference(name)
+    return replace(reference, tag="") if reference.digest else reference
 
 
 def _record(image: Image) -> ImageRecord:

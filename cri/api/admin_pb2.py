@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x13\x63ri/api/admin.proto\x12\x0eorlop.admin.v1\"\x0f\n\rLedgerRequest\"=\n\x0eLedgerResponse\x12+\n\tresources\x18\x01 \x03(\x0b\x32\x18.orlop.admin.v1.Resource\"\xc4\x01\n\x08Resource\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\x0b\n\x03key\x18\x02 \x01(\t\x12\x0f\n\x07sandbox\x18\x03 \x01(\t\x12\x11\n\tcontainer\x18\x04 \x01(\t\x12\r\n\x05state\x18\x05 \x01(\t\x12\x0c\n\x04\x64\x61ta\x18\x06 \x01(\t\x12\x10\n\x08\x61ttempts\x18\x07 \x01(\r\x12\r\n\x05\x65rror\x18\x08 \x01(\t\x12\x0f\n\x07\x63reated\x18\t \x01(\x01\x12\x14\n\x0c\x66\x61iled_since\x18\n \x01(\x01\x12\x14\n\x0cnext_attempt\x18\x0b \x01(\x01\"\x1c\n\x0eHistoryRequest\x12\n\n\x02id\x18\x01 \x01(\t\"B\n\x0fHistoryResponse\x12/\n\x0btransitions\x18\x01 \x03(\x0b\x32\x1a.orlop.admin.v1.Transition\"g\n\nTransition\x12\x0c\n\x04time\x18\x01 \x01(\x01\x12\x0c\n\x04kind\x18\x02 \x01(\t\x12\x0b\n\x03key\x18\x03 \x01(\t\x12\x11\n\tcontainer\x18\x04 \x01(\t\x12\r\n\x05state\x18\x05 \x01(\t\x12\x0e\n\x06\x64\x65tail\x18\x06 \x01(\t\"\"\n\x12ImportImageRequest\x12\x0c\n\x04path\x18\x01 \x01(\t\"D\n\x13ImportImageResponse\x12-\n\x06images\x18\x01 \x03(\x0b\x32\x1d.orlop.admin.v1.ImportedImage\")\n\rImportedImage\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04tags\x18\x02 \x03(\t\"9\n\x11\x46\x61ilpointsRequest\x12\x16\n\tconfigure\x18\x01 \x01(\tH\x00\x88\x01\x01\x42\x0c\n\n_configure\"$\n\x12\x46\x61ilpointsResponse\x12\x0e\n\x06passed\x18\x01 \x03(\t2\xc9\x02\n\x05\x41\x64min\x12G\n\x06Ledger\x12\x1d.orlop.admin.v1.LedgerRequest\x1a\x1e.orlop.admin.v1.LedgerResponse\x12J\n\x07History\x12\x1e.orlop.admin.v1.HistoryRequest\x1a\x1f.orlop.admin.v1.HistoryResponse\x12V\n\x0bImportImage\x12\".orlop.admin.v1.ImportImageRequest\x1a#.orlop.admin.v1.ImportImageResponse\x12S\n\nFailpoints\x12!.orlop.admin.v1.FailpointsRequest\x1a\".orlop.admin.v1.FailpointsResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x13\x63ri/api/admin.proto\x12\x0eorlop.admin.v1\"\x0f\n\rLedgerRequest\"=\n\x0eLedgerResponse\x12+\n\tresources\x18\x01 \x03(\x0b\x32\x18.orlop.admin.v1.Resource\"\xc4\x01\n\x08Resource\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\x0b\n\x03key\x18\x02 \x01(\t\x12\x0f\n\x07sandbox\x18\x03 \x01(\t\x12\x11\n\tcontainer\x18\x04 \x01(\t\x12\r\n\x05state\x18\x05 \x01(\t\x12\x0c\n\x04\x64\x61ta\x18\x06 \x01(\t\x12\x10\n\x08\x61ttempts\x18\x07 \x01(\r\x12\r\n\x05\x65rror\x18\x08 \x01(\t\x12\x0f\n\x07\x63reated\x18\t \x01(\x01\x12\x14\n\x0c\x66\x61iled_since\x18\n \x01(\x01\x12\x14\n\x0cnext_attempt\x18\x0b \x01(\x01\"\x1c\n\x0eHistoryRequest\x12\n\n\x02id\x18\x01 \x01(\t\"B\n\x0fHistoryResponse\x12/\n\x0btransitions\x18\x01 \x03(\x0b\x32\x1a.orlop.admin.v1.Transition\"g\n\nTransition\x12\x0c\n\x04time\x18\x01 \x01(\x01\x12\x0c\n\x04kind\x18\x02 \x01(\t\x12\x0b\n\x03key\x18\x03 \x01(\t\x12\x11\n\tcontainer\x18\x04 \x01(\t\x12\r\n\x05state\x18\x05 \x01(\t\x12\x0e\n\x06\x64\x65tail\x18\x06 \x01(\t\"\"\n\x12ImportImageRequest\x12\x0c\n\x04path\x18\x01 \x01(\t\"D\n\x13ImportImageResponse\x12-\n\x06images\x18\x01 \x03(\x0b\x32\x1d.orlop.admin.v1.ImportedImage\")\n\rImportedImage\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04tags\x18\x02 \x03(\t\"\x1d\n\x0cPullsRequest\x12\r\n\x05image\x18\x01 \x01(\t\"4\n\rPullsResponse\x12#\n\x05pulls\x18\x01 \x03(\x0b\x32\x14.orlop.admin.v1.Pull\"B\n\x04Pull\x12\r\n\x05image\x18\x01 \x01(\t\x12+\n\x06layers\x18\x02 \x03(\x0b\x32\x1b.orlop.admin.v1.PulledLayer\"J\n\x0bPulledLayer\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\x12\x0c\n\x04size\x18\x02 \x01(\x04\x12\x0e\n\x06offset\x18\x03 \x01(\x04\x12\r\n\x05phase\x18\x04 \x01(\t\"9\n\x11\x46\x61ilpointsRequest\x12\x16\n\tconfigure\x18\x01 \x01(\tH\x00\x88\x01\x01\x42\x0c\n\n_configure\"$\n\x12\x46\x61ilpointsResponse\x12\x0e\n\x06passed\x18\x01 \x03(\t2\x8f\x03\n\x05\x41\x64min\x12G\n\x06Ledger\x12\x1d.orlop.admin.v1.LedgerRequest\x1a\x1e.orlop.admin.v1.LedgerResponse\x12J\n\x07History\x12\x1e.orlop.admin.v1.HistoryRequest\x1a\x1f.orlop.admin.v1.HistoryResponse\x12V\n\x0bImportImage\x12\".orlop.admin.v1.ImportImageRequest\x1a#.orlop.admin.v1.ImportImageResponse\x12\x44\n\x05Pulls\x12\x1c.orlop.admin.v1.PullsRequest\x1a\x1d.orlop.admin.v1.PullsResponse\x12S\n\nFailpoints\x12!.orlop.admin.v1.FailpointsRequest\x1a\".orlop.admin.v1.FailpointsResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -49,10 +49,18 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_IMPORTIMAGERESPONSE']._serialized_end=625
   _globals['_IMPORTEDIMAGE']._serialized_start=627
   _globals['_IMPORTEDIMAGE']._serialized_end=668
-  _globals['_FAILPOINTSREQUEST']._serialized_start=670
-  _globals['_FAILPOINTSREQUEST']._serialized_end=727
-  _globals['_FAILPOINTSRESPONSE']._serialized_start=729
-  _globals['_FAILPOINTSRESPONSE']._serialized_end=765
-  _globals['_ADMIN']._serialized_start=768
-  _globals['_ADMIN']._serialized_end=1097
+  _globals['_PULLSREQUEST']._serialized_start=670
+  _globals['_PULLSREQUEST']._serialized_end=699
+  _globals['_PULLSRESPONSE']._serialized_start=701
+  _globals['_PULLSRESPONSE']._serialized_end=753
+  _globals['_PULL']._serialized_start=755
+  _globals['_PULL']._serialized_end=821
+  _globals['_PULLEDLAYER']._serialized_start=823
+  _globals['_PULLEDLAYER']._serialized_end=897
+  _globals['_FAILPOINTSREQUEST']._serialized_start=899
+  _globals['_FAILPOINTSREQUEST']._serialized_end=956
+  _globals['_FAILPOINTSRESPONSE']._serialized_start=958
+  _globals['_FAILPOINTSRESPONSE']._serialized_end=994
+  _globals['_ADMIN']._serialized_start=997
+  _globals['_ADMIN']._serialized_end=1396
 # @@protoc_insertion_point(module_scope)

@@ -90,6 +90,38 @@ class ImportedImage(_message.Message):
     tags: _containers.RepeatedScalarFieldContainer[str]
     def __init__(self, id: _Optional[str] = ..., tags: _Optional[_Iterable[str]] = ...) -> None: ...
 
+class PullsRequest(_message.Message):
+    __slots__ = ("image",)
+    IMAGE_FIELD_NUMBER: _ClassVar[int]
+    image: str
+    def __init__(self, image: _Optional[str] = ...) -> None: ...
+
+class PullsResponse(_message.Message):
+    __slots__ = ("pulls",)
+    PULLS_FIELD_NUMBER: _ClassVar[int]
+    pulls: _containers.RepeatedCompositeFieldContainer[Pull]
+    def __init__(self, pulls: _Optional[_Iterable[_Union[Pull, _Mapping]]] = ...) -> None: ...
+
+class Pull(_message.Message):
+    __slots__ = ("image", "layers")
+    IMAGE_FIELD_NUMBER: _ClassVar[int]
+    LAYERS_FIELD_NUMBER: _ClassVar[int]
+    image: str
+    layers: _containers.RepeatedCompositeFieldContainer[PulledLayer]
+    def __init__(self, image: _Optional[str] = ..., layers: _Optional[_Iterable[_Union[PulledLayer, _Mapping]]] = ...) -> None: ...
+
+class PulledLayer(_message.Message):
+    __slots__ = ("digest", "size", "offset", "phase")
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    SIZE_FIELD_NUMBER: _ClassVar[int]
+    OFFSET_FIELD_NUMBER: _ClassVar[int]
+    PHASE_FIELD_NUMBER: _ClassVar[int]
+    digest: str
+    size: int
+    offset: int
+    phase: str
+    def __init__(self, digest: _Optional[str] = ..., size: _Optional[int] = ..., offset: _Optional[int] = ..., phase: _Optional[str] = ...) -> None: ...
+
 class FailpointsRequest(_message.Message):
     __slots__ = ("configure",)
     CONFIGURE_FIELD_NUMBER: _ClassVar[int]

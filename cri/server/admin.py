@@ -1,4 +1,4 @@
-"""`orlop.admin.v1`: the ledger for `orlop audit`, history for people, image import from a path on the node; failpoints for tests."""
+"""`orlop.admin.v1`: the ledger for `orlop audit`, history for people, image import, progress of pulls; failpoints for tests."""
 
 from __future__ import annotations
 
@@ -51,6 +51,26 @@ async def import_image(pods: Pods, request: admin_pb2.ImportImageRequest) -> adm
             error.add_note(f"nothing of {request.path} was imported")
         raise
     return admin_pb2.ImportImageResponse(images=[admin_pb2.ImportedImage(id=image.id, tags=image.tags) for image in images])
+
+
+async def pulls(pods: Pods, request: admin_pb2.PullsRequest) -> admin_pb2.PullsResponse:
+    """Image pulls under way, from memory.
+
+    Raises:
+        InvalidArgument: `image` is no reference.
+    """
+    return admin_pb2.PullsResponse(
+        pulls=[
+            admin_pb2.Pull(
+                image=progress.name,
+                layers=[
+                    admin_pb2.PulledLayer(digest=layer.digest, size=layer.size, offset=layer.offset, phase=layer.phase)
+                    for layer in progress.layers
+                ],
+            )
+            for progress in pods.images.pulls(request.image)
+        ]
+    )
 
 
 async def history(pods: Pods, request: admin_pb2.HistoryRequest) -> admin_pb2.HistoryResponse:

@@ -84,6 +84,7 @@ _IMAGE_VERBS: dict[str, _PodsVerb] = {
 }
 _ADMIN_READS: dict[str, _PodsVerb] = {
     "Ledger": admin.ledger,
+    "Pulls": admin.pulls,
     "History": admin.history,
     "Failpoints": admin.failpoints,
 }

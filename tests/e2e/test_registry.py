@@ -138,6 +138,8 @@ def test_a_login(daemon: Daemon, tmp_path: Path) -> None:
         ref = pull(daemon.client, name, username=USER, password=PASSWORD)
         with refused(grpc.StatusCode.PERMISSION_DENIED):  # that it is here gives nobody a right to it
             pull(daemon.client, name)
+        shown = daemon.orlop("image", "pull", name, "--creds", f"{USER}:{PASSWORD}", "-o", "json").stdout
+        assert json.loads(shown) == [{"image": name, "id": ref}]
         auth = "cHVsbGVyOnMzY3JldA=="  # USER:PASSWORD
         assert pull(daemon.client, name, auth=auth, server_address=f"http://{registry.address}") == ref
     for secret in (PASSWORD, auth):
