@@ -46,7 +46,9 @@ class Process:
     argv: tuple[str, ...]
 
     def __str__(self) -> str:
-        return f"{self.pid} {self.name} ({self.state}, started at {self.start_time}): {' '.join(self.argv)}"
+        # Not its state: a daemon that ran at the first look and sleeps at the second is no other process. One that died is.
+        dead = "zombie, " if self.state == "Z" else ""
+        return f"{self.pid} {self.name} ({dead}started at {self.start_time}): {' '.join(self.argv)}"
 
 
 def processes() -> Iterator[Process]:
