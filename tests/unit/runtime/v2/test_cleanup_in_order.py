@@ -14,6 +14,7 @@ from agent.errdefs import Closed, DeadlineExceeded, FailedPrecondition, Unknown
 from agent.events import Exit
 from agent.runtime.v2 import steps
 from agent.runtime.v2.cleanup import cleanup_after_dead_shim, cleanup_failed_create, delete_task, shutdown_shim
+from agent.runtime.v2.records import TaskRecord
 from agent.runtime.v2.shim import ShimState
 from agent.runtime.v2.task import Stage
 from agent.store.ledger import Kind
@@ -258,17 +259,24 @@ async def test_the_shim_dies_right_after_it_answered_delete(world: World) -> Non
     assert task.stage is Stage.FREED
 
 
-async def test_the_shim_dies_right_after_it_refused_delete(world: World) -> None:
+async def test_the_shim_dies_right_after_it_refused_delete(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While the deleter looks why, its task becomes the cleanup's."""
     task = world.tasks["c1"]
+    look = world.node.engine.has_state
 
-    def die() -> None:
+    async def die(record: TaskRecord) -> bool:
+        monkeypatch.undo()
         world.shim_dies()
         world.shim.died("")
         world.shim.dismiss(task)
         task.move(Stage.ORPHANED)
+        return await look(record)
+
+    def refuse() -> None:
         raise Unknown("device or resource busy")
 
-    world.answers["Delete"] = die
+    world.answers["Delete"] = refuse
+    monkeypatch.setattr(world.node.engine, "has_state", die)
     await delete_task(world.node, task)
     assert "shim delete c1" in world.journal
     assert task.stage is Stage.FREED
