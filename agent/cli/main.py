@@ -194,6 +194,16 @@ def remove_images(given: Options, references: tuple[str, ...]) -> None:
     _calling(given, lambda client: remove(client, list(references), given.output))
 
 
+@main.command()
+@options
+def doctor(given: Options) -> None:
+    """Tell whether this node can run pods, and what it doesn't allow. Exit code 1 when something is bad."""
+    from agent.cli.doctor import doctor as examine
+    from agent.config import settings
+
+    _calling(given, lambda client: examine(settings.load(given.config), client, given.output))
+
+
 def _calling(given: Options, work: Callable[[Any], Coroutine[Any, Any, int | None]]) -> NoReturn:
     """Run `work` with a client of the socket; its result is the exit code."""
     from cri.client import Client
