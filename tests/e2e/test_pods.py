@@ -53,6 +53,8 @@ class TestLife:
         image = kubelet.images.ImageStatus(cri.ImageStatusRequest(image=cri.ImageSpec(image=BUSYBOX))).image
         assert (running.image.image, running.image_ref, running.image_id) == (BUSYBOX, image.id, image.id)
         assert running.log_path == f"{tmp_path}/app_0.log"
+        for text in ("out", "err"):  # before it is killed: started is not yet run
+            wait_for_log(kubelet, container, text)
 
         kubelet.stop(container)
         exited = kubelet.status(container)
