@@ -14,6 +14,7 @@ from agent.pods.context import Pods
 from cri.api import admin_pb2
 from cri.api import api_pb2 as cri
 from cri.server import services
+from cri.server.edge import Verb
 
 TABLES = {name: table for name, table in vars(services).items() if name.startswith("_") and name.endswith(("_READS", "_VERBS"))}
 SERVICES: dict[str, ServiceDescriptor] = {
@@ -51,7 +52,7 @@ async def test_what_changes_something_waits_for_the_recovery_and_what_reads_does
     monkeypatch.setitem(TABLES["_RUNTIME_READS"], "Version", answered)
     monkeypatch.setitem(TABLES["_RUNTIME_VERBS"], "StopPodSandbox", answered)
     recovered = asyncio.Event()
-    runtime = services.verbs(cast(Pods, None), recovered)[SERVICES["_RUNTIME"]]
+    runtime = cast(dict[str, Verb], services.verbs(cast(Pods, None), recovered)[SERVICES["_RUNTIME"]])
     assert await runtime["Version"](cri.VersionRequest(version="1")) == cri.VersionResponse(version="1")
     stopping = asyncio.ensure_future(runtime["StopPodSandbox"](cri.VersionRequest(version="2")))
     await asyncio.sleep(0)
