@@ -231,13 +231,13 @@ def parse_log(line: str) -> LogLine:
     return LogLine(datetime.fromisoformat(moment), stream, tag == "F", text)
 
 
-def until(condition: Callable[[], T | None], *, what: str, within: float = 30) -> T:
+def until(condition: Callable[[], T | None], *, what: str, within: float = 30, detail: Callable[[], object] = str) -> T:
     """The first result of `condition` that isn't None or False, asked for again and again; fails after `within` seconds."""
     deadline = time.monotonic() + within
     while not (result := condition()):
         if time.monotonic() > deadline:
-            pytest.fail(f"after {within} s it still isn't so that {what}")
-        time.sleep(0.05)
+            pytest.fail(f"after {within} s it still isn't so that {what} {detail()}")
+        time.sleep(0.02)
     return result
 
 

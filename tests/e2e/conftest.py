@@ -17,6 +17,7 @@ import pytest
 from tests.e2e import toolbox
 from tests.e2e.client import BUSYBOX, Client
 from tests.e2e.daemon import PAUSE, Daemon
+from tests.e2e.faults import GATED_HANDLER, LOG_SETTINGS, EngineGate, Rig
 from tests.e2e.node import CGROUP_PARENT, NodeSnapshot
 from tests.e2e.toolbox import Pair
 from tests.images import busybox_image
@@ -123,6 +124,37 @@ def kubelet(request: pytest.FixtureRequest, shared_daemon: Daemon) -> Iterator[C
     with clean_afterwards(shared_daemon.root):
         yield shared_daemon.client
         shared_daemon.client.remove_all()
+
+
+@pytest.fixture(scope="module")
+def faulty_daemon(tmp_path_factory: pytest.TempPathFactory, pair: Pair, busybox: Path, pause: Path) -> Iterator[Rig]:
+    """A daemon and a bystander pod for a module's tests with a pair, to be had through `rig`."""
+    home = tmp_path_factory.mktemp("faulty")
+    gate = EngineGate(home, pair.engine_path)
+    handlers = TASK_HANDLER.format(pair=pair) + GATED_HANDLER.format(shim=pair.shim_path, engine=gate.path)
+    daemon = Daemon(home, pair, log_settings=LOG_SETTINGS, handler_settings=handlers)
+    daemon.start()
+    daemon.orlop("image", "import", busybox)
+    daemon.orlop("image", "import", pause)
+    rig = Rig(daemon, home, gate)
+    yield rig
+    rig.end()
+    daemon.stop()
+    daemon.client.close()
+
+
+@pytest.fixture
+def rig(request: pytest.FixtureRequest, faulty_daemon: Rig) -> Iterator[Rig]:
+    """The module's daemon, serving; after the test all but the bystander is removed, and nothing may be left."""
+    daemon = faulty_daemon.daemon
+    request.node.stash[DAEMON] = daemon
+    if not daemon.runs:
+        daemon.start()
+    yield faulty_daemon
+    if not daemon.runs:
+        daemon.start()
+    faulty_daemon.tidy()
+    faulty_daemon.assert_clean()
 
 
 @pytest.hookimpl(wrapper=True)

@@ -89,6 +89,16 @@ engine = "{pair.engine_path}"
         assert self._process, "the daemon isn't running"
         return self._process.pid
 
+    @property
+    def runs(self) -> bool:
+        """Whether it was started, and its end was not waited for yet."""
+        return self._process is not None
+
+    def ended(self) -> bool:
+        """Whether its process has ended by now; `wait_gone` has still to be called."""
+        assert self._process, "the daemon isn't running"
+        return self._process.poll() is not None
+
     def start(self, *, failpoints: str = "", timeouts: str = "", wait: bool = True) -> None:
         """Starts it and waits until it answers Version; `failpoints` and `timeouts` in the languages of these modules of the agent."""
         assert self._process is None, "the daemon runs already"
@@ -160,9 +170,9 @@ engine = "{pair.engine_path}"
         """Waits until what it found at its start is sorted out: only then does it change anything for a kubelet."""
         self.client.stop("no such container")
 
-    def restart(self, *, failpoints: str = "") -> None:
+    def restart(self, *, failpoints: str = "", timeouts: str = "") -> None:
         self.stop()
-        self.start(failpoints=failpoints)
+        self.start(failpoints=failpoints, timeouts=timeouts)
 
     def orlop(self, *arguments: str | Path, check: bool = True) -> subprocess.CompletedProcess[str]:
         """Runs the `orlop` command against this daemon."""

@@ -1,0 +1,224 @@
+"""What the fault tests share: a daemon that is done harm, and a pod beside that must not notice.
+
+A test works with pods of its own, and ends with `Rig.assert_clean()`: nothing is left of them, neither on the node nor in the ledger, and
+the bystander runs on as if nothing had been. The daemon may have been killed and started any number of times meanwhile.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import signal
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import grpc
+
+from cri.api import api_pb2 as cri
+from tests.e2e.client import Client, Pod, until
+from tests.e2e.daemon import Daemon
+from tests.e2e.node import NodeSnapshot, Process, processes
+
+LOG_SETTINGS = 'level = "debug"\nformat = "json"'
+COUNTER = "mkfifo /tmp/f; exec 3<>/tmp/f; i=0; until [ -e /tmp/stop ]; do echo $i; i=$((i+1)); read -t 0.02 x <&3; done; exit 0"
+"""Prints numbers, some fifty a second, without a process of its own for each pause."""
+_CRASH = re.compile(rb"^failpoint (\S+): crash$", re.MULTILINE)
+
+
+ENGINE = """\
+#!/bin/sh
+# The engine, whose `create` waits at a gate that a test has shut: before it does anything, or when it has done it and not said so.
+case " $* " in *" create "*) ;; *) exec {engine} "$@" ;; esac
+if [ -e {home}/before ]; then : > {home}/reached; while [ -e {home}/before ]; do sleep 0.02; done; fi
+[ -e {home}/after ] || exec {engine} "$@"
+{engine} "$@"
+status=$?
+: > {home}/reached
+while [ -e {home}/after ]; do sleep 0.02; done
+exit $status
+"""
+GATED_HANDLER = """
+[runtimes.gated]
+path = "{shim}"
+engine = "{engine}"
+"""
+
+
+class EngineGate:
+    """The engine of the handler `gated`, which a test can hold up."""
+
+    def __init__(self, home: Path, engine: Path) -> None:
+        self._home = home
+        self.path = home / "engine"
+        self.path.write_text(ENGINE.format(home=home, engine=engine))
+        self.path.chmod(0o755)
+
+    @contextmanager
+    def shut(self, moment: str) -> Iterator[None]:
+        """Inside, each `create` waits, `before` or `after` its work."""
+        (self._home / moment).touch()
+        try:
+            yield
+        finally:
+            (self._home / moment).unlink()
+            (self._home / "reached").unlink(missing_ok=True)
+
+    def reached(self) -> bool:
+        """Whether a create waits at the gate."""
+        return (self._home / "reached").exists()
+
+
+class Rig:
+    """One daemon and its bystander. Made by the fixture `rig`, once for a module and pair."""
+
+    def __init__(self, daemon: Daemon, logs: Path, gate: EngineGate) -> None:
+        self.daemon = daemon
+        self._logs = logs
+        self.gate = gate
+        self.kubelet: Client = daemon.client
+        config = self.kubelet.pod_config("bystander", log_directory=self.log_directory())
+        config.linux.cgroup_parent = ""  # below the agent's own, which stays once it is made
+        self.pod: Pod = self.kubelet.run_again(config)
+        """Where tests may also put containers of their own."""
+        self.counter = self.kubelet.run_container(self.pod, ["sh", "-c", COUNTER], name="counter")
+        self._init = init_of(self.counter)
+        self._ips = self.kubelet.pod_status(self.pod).network
+        until(lambda: self.kubelet.logs(self.counter), what="the bystander counts")
+        self._ledger = self._owned()
+        self._node = NodeSnapshot.take(daemon.root)
+
+    def log_directory(self) -> Path:
+        """A new one for a pod."""
+        return Path(tempfile.mkdtemp(dir=self._logs))
+
+    # ---- the daemon's end
+
+    def dies(self, act: Callable[[], object]) -> str:
+        """Does `act`, in which the daemon may die at a failpoint: the name of that one, or "" if it lives."""
+        begin = self.daemon.log.stat().st_size
+        try:
+            act()
+        except grpc.RpcError as error:
+            if error.code() is not grpc.StatusCode.UNAVAILABLE:
+                raise
+        else:
+            return ""
+        code = self.daemon.wait_gone()
+        said = self.log_since(begin)
+        found = _CRASH.search(said)
+        assert code == -signal.SIGKILL, f"the daemon ended with {code}"
+        assert found, "the daemon was killed, but not by a failpoint"
+        return found[1].decode()
+
+    def starts(self, failpoints: str = "") -> str:
+        """Starts the daemon, which may die at a failpoint before it has taken down what it found: the name of that one, or ""."""
+        self.daemon.start(failpoints=failpoints, wait=False)
+        return self.dies(self._settle)
+
+    def _settle(self) -> None:
+        deadline = time.monotonic() + 30
+        while not self.daemon.ended() and time.monotonic() < deadline:
+            with contextlib.suppress(grpc.RpcError):
+                self.daemon.wait_recovered()
+                if all(entry.state == "held" for entry in self.kubelet.ledger()):
+                    self.daemon.failpoints("")
+                    return
+            time.sleep(0.02)
+        self.kubelet.ledger()  # which the daemon can't answer: it is dead
+
+    @contextmanager
+    def paused(self, point: str, act: Callable[[], object]) -> Iterator[Future[object]]:
+        """Does `act` in the background; the block runs while the agent waits at a failpoint, after it `act` goes on."""
+        self.daemon.failpoints(f"{point}=pause")
+        with ThreadPoolExecutor(1) as pool:
+            doing = pool.submit(act)
+            try:
+                until(lambda: point in self.daemon.failpoints(), what=f"the agent comes to {point}")
+                yield doing
+            finally:
+                self.daemon.failpoints("")
+
+    # ---- the check
+
+    def tidy(self) -> None:
+        """Removes whatever there is beside the bystander, as a kubelet does with what it doesn't want."""
+        for pod in self.kubelet.pods():
+            if pod.id != self.pod.id:
+                self.kubelet.stop_pod(pod.id)
+                self.kubelet.remove_pod(pod.id)
+        for container in self.kubelet.containers():
+            if container.id != self.counter:
+                self.kubelet.stop(container.id)
+                self.kubelet.remove(container.id)
+
+    def assert_clean(self, *, within: float = 15) -> None:
+        """Nothing is left but the bystander, and that one runs on."""
+        until(lambda: not self.left(), what="nothing is left", within=within, detail=self.left)
+        assert init_of(self.counter) == self._init, "the bystander's container is not the one that it was"
+        assert self.kubelet.status(self.counter).state == cri.CONTAINER_RUNNING
+        status = self.kubelet.pod_status(self.pod)
+        assert (status.state, status.network) == (cri.SANDBOX_READY, self._ips)
+        assert self.kubelet.exec_sync(self.counter, "echo", "on").stdout == b"on\n"
+
+    def left(self) -> list[str]:
+        """What there is, on the node and in the ledger, beside the bystander."""
+        entries = [f"in the ledger: {entry}" for key, entry in self._owned().items() if key not in self._ledger]
+        mine = re.compile(rf"process ({self.daemon.pid} .*|.* agent\.logs\.copier .*)")  # both may have been started again
+        return entries + [thing for thing in self._node.diff() if not mine.fullmatch(thing)]
+
+    def end(self) -> None:
+        """Stops the counter, whose log has to be whole, and removes the bystander."""
+        self.kubelet.exec_sync(self.counter, "touch", "/tmp/stop")
+        assert self.kubelet.wait_exit(self.counter).exit_code == 0
+        assert_counted(self.kubelet, self.counter)
+        self.kubelet.stop_pod(self.pod)
+        self.kubelet.remove_pod(self.pod)
+
+    def _owned(self) -> dict[tuple[str, str], str]:
+        return {(entry.kind, entry.key): f"{entry.kind} {entry.key}, {entry.state} {entry.error}" for entry in self.kubelet.ledger()}
+
+    # ---- the daemon's log
+
+    def log_since(self, begin: int) -> bytes:
+        with self.daemon.log.open("rb") as log:
+            log.seek(begin)
+            return log.read()
+
+    def events(self, begin: int) -> Iterator[dict[str, Any]]:
+        """What the daemon logged from the offset `begin` on."""
+        for line in self.log_since(begin).splitlines():
+            if line.startswith(b"{"):
+                yield json.loads(line)
+
+    def steps(self, begin: int) -> list[tuple[str, str]]:
+        """The steps of teardown that were made since then, as (step, id of the container or shim), in their order."""
+        return [(event["step"], event["id"]) for event in self.events(begin) if event["event"] == "teardown step"]
+
+
+def init_of(container: str) -> list[tuple[int, int]]:
+    """Pid and start time of a container's first process, as a list of one; empty if it doesn't run."""
+    return [(process.pid, process.start_time) for process in processes() if is_init(process, container)]
+
+
+def is_init(process: Process, container: str) -> bool:
+    """Whether it is process 1 of its PID namespace, in the container's cgroup."""
+    try:
+        status = Path(f"/proc/{process.pid}/status").read_text()
+        cgroup = Path(f"/proc/{process.pid}/cgroup").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    numbers = re.search(r"^NSpid:\s+(.*)$", status, re.MULTILINE)
+    return container in cgroup and numbers is not None and numbers[1].split()[1:] == ["1"]
+
+
+def assert_counted(kubelet: Client, container: str) -> None:
+    """The log of COUNTER has every number once, in order."""
+    numbers = [line.text for line in kubelet.logs(container)]
+    assert numbers == [str(number) for number in range(len(numbers))]
+    assert numbers
