@@ -39,6 +39,8 @@ from agent.registry import RegistryClient
 from agent.runtime.v2.manager import TaskManager
 from agent.snapshots.snapshotter import Snapshotter
 from agent.stats import Sampler
+from agent.store.kinds import Kind
+from agent.store.ledger import Ledger
 from agent.store.release import Releases
 from agent.store.store import Store
 from agent.web import MetricsServer
@@ -113,7 +115,7 @@ async def _compose(settings: Settings, stack: AsyncExitStack, background: Superv
     incarnation = Incarnation(processes, settings.state_dir)
     await incarnation.begin()
     stack.push_async_callback(incarnation.end)
-    stack.push_async_callback(_remove_cgroups, cgroups, settings)
+    stack.push_async_callback(_remove_cgroups, store.ledger, cgroups, settings)
     await cgroups.create(settings.shim_cgroup)
 
     exchange = Exchange()
@@ -207,8 +209,10 @@ def _ledger_reader(store: Store) -> leaks.ReadLedger:
     return read
 
 
-async def _remove_cgroups(cgroups: Cgroups, settings: Settings) -> None:
+async def _remove_cgroups(ledger: Ledger, cgroups: Cgroups, settings: Settings) -> None:
     """Leave nothing on a node without pods: these are empty then. With pods they hold the shims, and stay."""
+    if any(resource.kind is Kind.SHIM for resource in ledger.all()):
+        return
     for path in (settings.shim_cgroup, settings.pod_cgroup):
         with suppress(OrlopError):
             await cgroups.wait_empty(path, timeouts.LOG_COPIER_END)
