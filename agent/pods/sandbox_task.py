@@ -15,6 +15,7 @@ from agent.errdefs import FailedPrecondition, NotFound
 from agent.images.image import Image
 from agent.pods.context import Pods
 from agent.pods.sandbox import Pin
+from agent.pods.spec.linux import cgroups_path
 from agent.runtime.v2.task import CreateTask
 from agent.store.kinds import Kind
 from agent.store.ledger import Intent
@@ -63,7 +64,9 @@ async def start(
             id=sandbox_id,
             sandbox_id=sandbox_id,
             handler=handler,
-            spec=_spec(image, config, handler, f"{cgroup_parent.rstrip('/')}/{sandbox_id}", pins, annotations, pods.facts.oom_score_floor),
+            spec=_spec(
+                image, config, handler, cgroups_path(cgroup_parent, sandbox_id, handler), pins, annotations, pods.facts.oom_score_floor
+            ),
             rootfs=list(rootfs),
             stdin="",
             stdout="",

@@ -9,6 +9,7 @@ import stat
 from pathlib import Path
 from typing import Any
 
+from agent.config.handlers import RuntimeHandler
 from agent.errdefs import InvalidArgument, NotFound
 from agent.pods.facts import NodeFacts
 from agent.pods.spec import seccomp
@@ -29,7 +30,7 @@ def build(inputs: SpecInputs, rootfs_propagation: str) -> dict[str, Any]:
     devices, rules = _devices(inputs)
     spec: dict[str, Any] = {
         "namespaces": _namespaces(inputs),
-        "cgroupsPath": cgroups_path(inputs),
+        "cgroupsPath": cgroups_path(inputs.sandbox.cgroup_parent, inputs.container_id, inputs.handler),
         "resources": {"devices": rules, **resources(inputs.config.linux.resources, inputs.facts, "config.linux.resources")},
         "devices": devices,
     }
@@ -56,12 +57,11 @@ def _namespaces(inputs: SpecInputs) -> list[dict[str, str]]:
     return spaces
 
 
-def cgroups_path(inputs: SpecInputs) -> str:
+def cgroups_path(parent: str, task_id: str, handler: RuntimeHandler) -> str:
     """For the cgroupfs driver a path, for systemd `slice:prefix:name` (runc's and crun's form)."""
-    parent = inputs.sandbox.cgroup_parent
-    if inputs.handler.systemd_cgroup:
-        return f"{parent.rstrip('/').rsplit('/', 1)[-1]}:cri-orlop:{inputs.container_id}"
-    return f"{parent.rstrip('/')}/{inputs.container_id}"
+    if handler.systemd_cgroup:
+        return f"{parent.rstrip('/').rsplit('/', 1)[-1]}:cri-orlop:{task_id}"
+    return f"{parent.rstrip('/')}/{task_id}"
 
 
 def resources(wanted: cri.LinuxContainerResources, facts: NodeFacts, field: str) -> dict[str, Any]:
