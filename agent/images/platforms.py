@@ -15,6 +15,7 @@ _ARCHITECTURES = {
     "armv6l": Platform("linux", "arm", "v6"),
 }
 """By `uname -m`; what is not here has the same name in Go (riscv64, s390x, ppc64le)."""
+_ALIASES = {"x86_64": "amd64", "x86-64": "amd64", "aarch64": "arm64", "i386": "386"}
 
 
 def host_platform() -> Platform:
@@ -30,6 +31,13 @@ def best_match(descriptors: Iterable[Descriptor], host: Platform) -> Descriptor 
     return max(suitable, key=lambda pair: pair[0])[1] if suitable else None
 
 
+def _normal(platform: Platform) -> Platform:
+    """As Go's tools spell it; some builders write what `uname` says, and the variant that everybody has."""
+    architecture = _ALIASES.get(platform.architecture, platform.architecture)
+    variant = platform.variant if not platform.variant.isdecimal() else f"v{platform.variant}"
+    return Platform(platform.os, architecture, "" if (architecture, variant) == ("amd64", "v1") else variant)
+
+
 def runs_on(platform: Platform, host: Platform) -> bool:
     """Whether `host` can run what was built for `platform`."""
     return _rating(platform, host) > 0
@@ -38,6 +46,7 @@ def runs_on(platform: Platform, host: Platform) -> bool:
 def _rating(platform: Platform | None, host: Platform) -> int:
     if platform is None:
         return 1
+    platform = _normal(platform)
     if (platform.os, platform.architecture) != (host.os, host.architecture):
         return 0
     if platform.variant == host.variant:

@@ -161,7 +161,7 @@ def _url(text: str) -> URL:
         if url.scheme not in ("http", "https") or not url.raw_host or not text.isascii() or not text.isprintable():
             raise ValueError("not a URL for HTTP")
     except ValueError as error:
-        raise Unknown(f"{text[:200]!r} can't be asked for: {error}") from None
+        raise Unknown(f"{text.partition('?')[0][:200]!r} can't be asked for: {error}") from None
     return url.with_fragment(None)
 
 

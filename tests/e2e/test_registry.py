@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -213,3 +214,26 @@ def test_a_daemon_that_stops_or_dies_leaves_nothing_of_a_pull(daemon: Daemon, re
         until(lambda: not stored(daemon) and not daemon.client.ledger(), what="nothing of the pull is left")
         line.block_after = None
         pull(daemon.client, "reg.test/big:v1")
+
+
+def test_a_full_disk_in_the_middle_of_a_layer(daemon: Daemon, registry: DockerRegistry) -> None:
+    """Nothing is left of the pull, what was there stays, and with room for it the same pull works."""
+    registry.push_image("small", LAYERS, "v1")
+    registry.push_image("big", BIG, "v1")
+    client = daemon.client
+    daemon.stop()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=5m", "full", daemon.root], check=True)
+    try:
+        daemon.start()
+        ref = pull(client, f"{registry.address}/small:v1")
+        before = stored(daemon)
+        with refused(grpc.StatusCode.RESOURCE_EXHAUSTED, "disk", "full"):
+            pull(client, f"{registry.address}/big:v1")
+        assert stored(daemon) == before
+        assert client.ledger() == []
+        assert [image.id for image in listed(client)] == [ref]
+        subprocess.run(["mount", "-o", "remount,size=50m", daemon.root], check=True)
+        pull(client, f"{registry.address}/big:v1")
+        daemon.stop()
+    finally:
+        subprocess.run(["umount", "--lazy", daemon.root], check=True)

@@ -156,6 +156,10 @@ def on(*platforms: str) -> list[Descriptor]:
         (Platform("linux", "arm", "v7"), ["linux/arm/v5", "linux/arm/v6", "linux/arm/v8"], 1),
         (Platform("linux", "arm", "v6"), ["linux/arm/v7", "linux/arm"], 1),
         (Platform("linux", "amd64"), [], None),
+        (Platform("linux", "amd64"), ["linux/arm64", "linux/x86_64"], 1),
+        (Platform("linux", "amd64"), ["linux/amd64/v2", "linux/amd64/v1"], 1),
+        (Platform("linux", "arm64", "v8"), ["linux/aarch64/8"], 0),
+        (Platform("linux", "arm", "v7"), ["linux/arm/6"], 0),
     ],
 )
 def test_the_manifest_for_a_node(host: Platform, platforms: list[str], chosen: int | None) -> None:
