@@ -16,7 +16,7 @@ from cri.api import api_pb2 as cri
 from cri.server import services
 from cri.server.edge import Verb
 
-TABLES = {name: table for name, table in vars(services).items() if name.startswith("_") and name.endswith(("_READS", "_VERBS"))}
+TABLES = {name: table for name, table in vars(services).items() if name.startswith("_") and name.endswith(("_READS", "_VERBS", "_STREAMS"))}
 SERVICES: dict[str, ServiceDescriptor] = {
     "_RUNTIME": cri.DESCRIPTOR.services_by_name["RuntimeService"],
     "_IMAGE": cri.DESCRIPTOR.services_by_name["ImageService"],
@@ -29,6 +29,12 @@ def test_every_name_is_a_method_of_the_service(name: str) -> None:
     methods = SERVICES[name.rpartition("_")[0]].methods_by_name
     assert TABLES[name]
     assert set(TABLES[name]) <= set(methods)
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_what_streams_and_nothing_else_is_a_stream(name: str) -> None:
+    methods = SERVICES[name.rpartition("_")[0]].methods_by_name
+    assert {methods[method].server_streaming for method in TABLES[name]} == {name.endswith("_STREAMS")}
 
 
 def test_no_method_is_in_two_tables() -> None:
