@@ -81,19 +81,20 @@ async def _ask_shim(pods: Pods, live: Container) -> Sample | None:
 
 def _stats(pods: Pods, live: Container, sample: Sample | None) -> cri.ContainerStats:
     record = live.record
-    stats = cri.ContainerStats(
-        attributes=cri.ContainerAttributes(
-            id=record.id, metadata=record.config.metadata, labels=record.config.labels, annotations=record.config.annotations
-        ),
-        writable_layer=_writable_layer(pods, record.id),
+    attributes = cri.ContainerAttributes(
+        id=record.id, metadata=record.config.metadata, labels=record.config.labels, annotations=record.config.annotations
     )
+    written = _writable_layer(pods, record.id)
     if sample is None:
-        return stats
-    numbers = cri.ContainerStats(
-        cpu=usage.cpu(sample, live.meter), memory=usage.memory(sample), swap=usage.swap(sample), io=usage.io(sample)
+        return cri.ContainerStats(attributes=attributes, writable_layer=written)
+    return cri.ContainerStats(
+        attributes=attributes,
+        writable_layer=written,
+        cpu=usage.cpu(sample, live.meter),
+        memory=usage.memory(sample),
+        swap=usage.swap(sample),
+        io=usage.io(sample),
     )
-    stats.MergeFrom(numbers)
-    return stats
 
 
 def _writable_layer(pods: Pods, container_id: str) -> cri.FilesystemUsage | None:

@@ -102,15 +102,17 @@ def _stats(
     sandbox: Sandbox, sample: Sample | None, interfaces: list[Interface], containers: list[cri.ContainerStats]
 ) -> cri.PodSandboxStats:
     record = sandbox.record
-    linux = cri.LinuxPodSandboxStats(containers=containers, network=usage.network(interfaces, time.time_ns()))
-    if sample is not None:
-        linux.MergeFrom(
-            cri.LinuxPodSandboxStats(
-                cpu=usage.cpu(sample, sandbox.meter),
-                memory=usage.memory(sample),
-                process=usage.processes(sample),
-                io=usage.io(sample),
-            )
+    network = usage.network(interfaces, time.time_ns())
+    if sample is None:
+        linux = cri.LinuxPodSandboxStats(containers=containers, network=network)
+    else:
+        linux = cri.LinuxPodSandboxStats(
+            containers=containers,
+            network=network,
+            cpu=usage.cpu(sample, sandbox.meter),
+            memory=usage.memory(sample),
+            process=usage.processes(sample),
+            io=usage.io(sample),
         )
     attributes = cri.PodSandboxAttributes(
         id=record.id, metadata=record.config.metadata, labels=record.config.labels, annotations=record.config.annotations
