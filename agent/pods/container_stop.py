@@ -15,6 +15,7 @@ from agent.aio import within
 from agent.errdefs import DeadlineExceeded, InvalidArgument, NotFound, OrlopError
 from agent.pods.container import ContainerState
 from agent.pods.context import Pods
+from agent.pods.exits import record_lost_exit
 from agent.pods.registry import Container
 from cri.api import api_pb2 as cri
 
@@ -91,6 +92,8 @@ async def _kill(pods: Pods, live: Container) -> None:
     record = live.record
     await _signal(pods, live, signal.SIGKILL, whole=True)
     if await _exits_within(live, timeouts.EXIT_AFTER_KILL):
+        return
+    if await record_lost_exit(pods, live):
         return
     await _kill_cgroup(pods, live)
     if await _exits_within(live, timeouts.EXIT_AFTER_CGROUP_KILL):

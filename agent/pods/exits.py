@@ -12,15 +12,16 @@ import time
 from contextlib import suppress
 from dataclasses import replace
 
-from agent import log, timeouts
+from agent import failpoints, log, timeouts
 from agent.aio import within
 from agent.errdefs import NotFound, OrlopError
-from agent.events import Event, Exit, Subscription, TaskExit, TaskOOM
+from agent.events import UNKNOWN_STATUS, Event, Exit, Subscription, TaskExit, TaskOOM
 from agent.pods import usage
 from agent.pods.container import (
     REASON_COMPLETED,
     REASON_ERROR,
     REASON_OOM,
+    REASON_UNKNOWN,
     ContainerEvent,
     ContainerState,
 )
@@ -61,8 +62,25 @@ async def _exited(pods: Pods, container_id: str, exit_: Exit) -> None:
         return
     async with pods.locks.hold(container_id):
         await drain_log(pods, container_id)
+        await failpoints.hit("pods.exits.record")
         await record_exit(pods, live, exit_)
     await release_task(pods, container_id)
+
+
+async def record_lost_exit(pods: Pods, live: Container) -> bool:
+    """Whether the container has ended without anybody's having recorded it, which is made good here.
+
+    An exit is told once. What fails on the way from there to the record must not leave a container that runs for ever, and
+    whose stop costs the pod its shim.
+    """
+    task = pods.tasks.find(live.record.id)
+    if task is not None and task.exited is None:
+        return False
+    unknown = Exit(UNKNOWN_STATUS, time.time_ns(), reason=REASON_UNKNOWN, message="the container has ended; its exit status is lost")
+    async with pods.locks.hold(live.record.id):
+        await record_exit(pods, live, unknown if task is None or task.exited is None else task.exited)
+    await release_task(pods, live.record.id)
+    return True
 
 
 async def kill_and_wait(task: Task) -> None:
@@ -112,7 +130,11 @@ async def release_task(pods: Pods, container_id: str) -> None:
 
 async def _oom_killed(pods: Pods, live: Container) -> bool:
     """Ask the cgroup, which is there until the task is released: the shim's word of it may be late, and then never comes."""
-    return bool(live.record.cgroups) and await pods.stats.oom_kills(usage.cgroup_of(pods, live)) > 0
+    try:
+        return bool(live.record.cgroups) and await pods.stats.oom_kills(usage.cgroup_of(pods, live)) > 0
+    except Exception as error:  # whatever keeps us from knowing why it ended, that it ended is recorded
+        _log.error("not known whether a container was out of memory", container=live.record.id, error=str(error), exc_info=error)
+        return False
 
 
 async def _out_of_memory(pods: Pods, container_id: str) -> None:
