@@ -48,17 +48,16 @@ def skipped_bytes(answer: Answer, what: str, offset: int, size: int) -> int:
     Raises:
         DataLoss: the answer is about other bytes than those of `offset` to `size`.
     """
-    expected = size
     if answer.status == 206:
+        # It may be less than what was asked for (RFC 9110, 15.3.7); the rest is asked for then.
         text = answer.header("Content-Range")
         match = _CONTENT_RANGE.fullmatch(text)
         if match is None or int(match[1]) != offset or match[3] not in ("*", str(size)):
             raise DataLoss(f"{answer.host}: asked for {what} from byte {offset} of {size} on, it sends {text[:100]!r}")
-        expected = size - offset
-    # A part may be shorter than what was asked for (RFC 9110, 15.3.7); the rest is asked for then.
-    if answer.length is not None and (answer.length > expected or (answer.status == 200 and answer.length != expected)):
-        raise DataLoss(f"{answer.host}: {what} comes with {answer.length} bytes, its manifest says {expected}")
-    return offset if answer.status == 200 else 0
+        return 0
+    if answer.length not in (None, size):
+        raise DataLoss(f"{answer.host}: {what} comes with {answer.length} bytes, its manifest says {size}")
+    return offset
 
 
 async def _said(answer: Answer) -> str:

@@ -403,6 +403,20 @@ async def test_another_pull_takes_over_a_layer_that_was_given_up(node: ImageNode
     assert [image.tags for image in node.images.images()] == [(f"{registry.domain}/app:v2",)]
 
 
+async def test_an_image_that_is_removed_while_it_is_pulled_again(node: ImageNode, registry: FakeRegistry) -> None:
+    manifest = registry.add_image("app", [BASE])
+    name = f"{registry.domain}/app@{manifest}"
+    image = await node.images.pull(name)
+    registry.gates["HEAD"] = asyncio.Event()
+    pull = asyncio.create_task(node.images.pull(name))
+    await until(lambda: registry.requests("HEAD"))
+    await node.images.remove(name)
+    registry.gates["HEAD"].set()
+    assert await pull == image
+    await node.images.remove(name)
+    nothing_left(node)
+
+
 async def test_limits(tmp_path: Path, registry: FakeRegistry) -> None:
     node = await ImageNode(tmp_path, parallel_pulls=1).start()
     for app in ("one", "two"):

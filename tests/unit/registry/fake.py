@@ -60,6 +60,8 @@ class FakeRegistry:
         self.blobs: dict[str, bytes] = {}
         self.rules: list[Rule] = []
         """Asked before anything is served; the first that answers counts."""
+        self.gates: dict[str, asyncio.Event] = {}
+        """By method: answers that wait."""
         self.seen: list[Seen] = []
         self.busy = 0
         self.most_busy = 0
@@ -169,6 +171,8 @@ class FakeRegistry:
         self.most_busy = max(self.most_busy, self.busy)
         try:
             await asyncio.sleep(0)
+            if (gate := self.gates.get(method)) is not None:
+                await gate.wait()
             return await self._send(self._reply(seen), method, writer)
         finally:
             self.busy -= is_blob
