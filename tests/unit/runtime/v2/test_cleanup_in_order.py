@@ -257,6 +257,7 @@ async def test_the_shim_dies_right_after_it_answered_delete(world: World) -> Non
     world.answers["Delete"] = die
     await delete_task(world.node, task)
     assert task.stage is Stage.FREED
+    assert world.journal[2:5] == ["Delete c1", *SHIM_IS_DEAD]
 
 
 async def test_the_shim_dies_right_after_it_refused_delete(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
