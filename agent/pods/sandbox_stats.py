@@ -10,8 +10,9 @@ from collections import defaultdict
 from collections.abc import AsyncGenerator, Sequence
 from pathlib import Path
 
-from agent.aio import together
-from agent.errdefs import FailedPrecondition
+from agent import log, timeouts
+from agent.aio import together, within
+from agent.errdefs import DeadlineExceeded, FailedPrecondition
 from agent.linux.cgroupfs import slice_path
 from agent.pods import container_stats, usage
 from agent.pods.context import Pods
@@ -19,6 +20,8 @@ from agent.pods.registry import Container, Sandbox
 from agent.pods.sandbox import SandboxState
 from agent.stats import Cgroup, Interface, Sample, parse_interfaces
 from cri.api import api_pb2 as cri
+
+_log = log.get("pods")
 
 _PER_MESSAGE = 50
 """Sandboxes, with their containers, in one message of a stream."""
@@ -94,7 +97,12 @@ async def _interfaces(pods: Pods, sandboxes: Sequence[Sandbox]) -> dict[Sandbox,
     pinned = [sandbox for sandbox in sandboxes if "network" in sandbox.record.pins]
     if not pinned:
         return {}
-    tables = await pods.namespaces.interface_counters([Path(sandbox.record.pins["network"].path) for sandbox in pinned])
+    pins = [Path(sandbox.record.pins["network"].path) for sandbox in pinned]
+    try:
+        tables = await within(timeouts.STATS, pods.namespaces.interface_counters(pins), "reading the counters of some pods' interfaces")
+    except (DeadlineExceeded, OSError) as error:
+        _log.warning("no network statistics", error=str(error))
+        return {}
     return {sandbox: parse_interfaces(table) for sandbox, table in zip(pinned, tables, strict=True) if table is not None}
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from agent import timeouts
 from agent.api.cgroup2.stats import metrics_pb2 as v2
 from agent.config.handlers import RuntimeHandler
 from agent.errdefs import DeadlineExceeded, FailedPrecondition, NotFound
@@ -184,6 +185,22 @@ class TestPod:
     async def test_a_pin_that_is_gone_costs_the_network_alone(self, world: World) -> None:
         await world.sandbox()
         world.namespaces.gone.add(Path(f"/run/netns/{POD}"))
+        linux = await of_pod(world)
+        assert not linux.HasField("network")
+        assert linux.HasField("memory")
+
+    @pytest.mark.parametrize("stuck", [True, False])
+    async def test_a_network_that_cant_be_asked_costs_its_numbers_alone(
+        self, world: World, monkeypatch: pytest.MonkeyPatch, stuck: bool
+    ) -> None:
+        async def counters(pins: list[Path]) -> list[bytes | None]:
+            if stuck:
+                await asyncio.Event().wait()
+            raise OSError(5, "I/O error")
+
+        await world.sandbox()
+        monkeypatch.setattr(world.namespaces, "interface_counters", counters)
+        monkeypatch.setattr(timeouts, "STATS", 0.2)
         linux = await of_pod(world)
         assert not linux.HasField("network")
         assert linux.HasField("memory")
