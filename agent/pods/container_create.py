@@ -65,11 +65,12 @@ def enter(sandbox: Sandbox) -> None:
     Raises:
         FailedPrecondition: the sandbox is not ready.
     """
-    _insist_on_ready(sandbox)
+    insist_on_ready(sandbox)
     sandbox.entered()
 
 
-def _insist_on_ready(sandbox: Sandbox) -> None:
+def insist_on_ready(sandbox: Sandbox) -> None:
+    """Raises FailedPrecondition. To be asked again after a wait: StopPodSandbox doesn't wait for a create or start for ever."""
     if sandbox.record.state is not SandboxState.READY:
         raise FailedPrecondition(
             f"sandbox {sandbox.record.id} is {sandbox.record.state}, not ready: no container can be made or started in it"
@@ -110,7 +111,7 @@ async def _create(pods: Pods, sandbox: Sandbox, container_id: str, config: cri.C
             stop_signal=stop_signal,
         )
         await failpoints.hit("pods.container_create.record")
-        _insist_on_ready(sandbox)  # StopPodSandbox doesn't wait for a create for ever
+        insist_on_ready(sandbox)
         await pods.registry.containers.add(Container(record))
     except Exception as error:
         for resource, failure in await pods.releases.release_owned(container=container_id):

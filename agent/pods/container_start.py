@@ -13,7 +13,7 @@ from agent import failpoints, log
 from agent.errdefs import FailedPrecondition, OrlopError
 from agent.events import Exit
 from agent.pods.container import REASON_START_ERROR, START_ERROR_STATUS, ContainerEvent, ContainerState
-from agent.pods.container_create import enter, pid_namespace
+from agent.pods.container_create import enter, insist_on_ready, pid_namespace
 from agent.pods.context import Pods
 from agent.pods.exits import kill_and_wait, record_exit, release_task
 from agent.pods.registry import Container, Sandbox
@@ -84,6 +84,7 @@ async def _run_task(pods: Pods, sandbox: Sandbox, live: Container) -> None:
     await pods.ledger.hold(Kind.FIFO, record.id)
     await pods.ledger.hold(Kind.LOG, record.id)
     await failpoints.hit("pods.container_start.create")
+    insist_on_ready(sandbox)
     task = await pods.tasks.create(
         CreateTask(
             id=record.id,
