@@ -100,6 +100,7 @@ def caught_by(tree: Path, mutation: Mutation, original: str) -> str:
     """The first test that fails with the mutation; empty if none does."""
     (tree / CLEANUP).write_text(mutation.source)
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "--timeout=20", "tests/unit/runtime"]
+    command += ["-k", "not the_table_names_every_step"]  # it reads the source, whose quotes `ast.unparse` changes
     done = subprocess.run(command, cwd=tree, capture_output=True, text=True, check=False)
     (tree / CLEANUP).write_text(original)
     if done.returncode == 0:
