@@ -339,7 +339,14 @@ class TaskManager:
 
     async def _guard(self, shim: Shim, *, patient: bool = False) -> None:
         """Watch over a shim from its start to its end."""
-        await self._bury(shim, await shim.watch(patient=patient))
+        while True:
+            try:
+                cause = await shim.watch(patient=patient)
+                break
+            except OSError as error:
+                _log.error("can't watch over a shim now", shim=shim.id, error=str(error))
+                await asyncio.sleep(_RETRY)
+        await self._bury(shim, cause)
 
     async def _bury(self, shim: Shim, cause: str) -> None:
         """Clean up after a dead shim, however long its process takes to end; a pinned sandbox then gets another one."""

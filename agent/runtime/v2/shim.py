@@ -233,6 +233,8 @@ class Shim:
 
         `patient`: after a restart of the daemon, a shim that accepts and doesn't answer is waited for without end. It didn't
         drop us, so it may be busy or stopped, and its containers run.
+
+        Raises OSError: no descriptor is left, say, which tells nothing about the shim; to be called again.
         """
         while self.alive():
             if self._connection is None or self._connection.closed:
@@ -259,27 +261,21 @@ class Shim:
                 connection.close()
 
     async def _redial(self, patient: bool) -> bool:
-        """Whether it answers again; else it is dead, or out of reach.
-
-        An OSError tells of this process or of the node (no descriptor is left, say), and nothing about the shim: asked again.
-        """
+        """Whether it answers again; else it is dead, or out of reach."""
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeouts.SHIM_SILENT
         pause = _FIRST_PAUSE
         while self.process is not None and self.process.alive():
-            unknown = False
+            mute = False
             try:
                 await self.reach(timeouts.SHIM_LOAD)
                 return True
             except DeadlineExceeded as error:
-                unknown = patient
+                mute = True
                 _log.warning("shim doesn't answer", shim=self.id, error=str(error))
             except OrlopError as error:
                 _log.debug("shim not reached", shim=self.id, error=str(error))
-            except OSError as error:
-                unknown = True
-                _log.warning("can't ask a shim whether it answers", shim=self.id, error=str(error))
-            if loop.time() >= deadline and not unknown:
+            if loop.time() >= deadline and not (patient and mute):
                 return False
             await _first(self.process.wait(), asyncio.sleep(pause))
             pause = min(pause * 2, _LAST_PAUSE)

@@ -18,6 +18,7 @@ from agent.runtime.v2.shim import ShimState
 from agent.runtime.v2.shim_log import ShimLog
 from agent.store.ledger import Kind, State
 from tests.unit.runtime.v2.rig import Rig, until
+from tests.unit.runtime.v2.sim import SimProcess
 
 NO_DESCRIPTOR = OSError(errno.EMFILE, "Too many open files")
 
@@ -102,6 +103,7 @@ async def test_a_node_on_which_no_process_can_be_looked_at(rig: Rig, monkeypatch
 
 async def test_a_shim_that_can_not_be_dialled_for_lack_of_descriptors_is_not_killed(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(timeouts, "SHIM_SILENT", 0.0)
+    monkeypatch.setattr(manager, "_RETRY", 0.01)
     await pod_with_two(rig)
     trouble = Trouble(rig.node.connect)
     monkeypatch.setattr(rig.node, "connect", trouble)
@@ -120,6 +122,7 @@ async def test_a_shim_that_can_not_be_dialled_for_lack_of_descriptors_is_not_kil
 
 async def test_nor_is_one_that_drops_us_then(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(timeouts, "SHIM_SILENT", 0.0)
+    monkeypatch.setattr(manager, "_RETRY", 0.01)
     trouble = Trouble(rig.node.connect)
     trouble.over = True
     monkeypatch.setattr(rig.node, "connect", trouble)
@@ -132,6 +135,25 @@ async def test_nor_is_one_that_drops_us_then(rig: Rig, monkeypatch: pytest.Monke
     trouble.over = True
     await until(lambda: rig.manager.get("c1").shim.state is ShimState.CONNECTED)
     assert rig.manager.get("c1").exited is None
+    await rig.release()
+
+
+async def test_nor_is_one_whose_end_can_not_be_waited_for_then(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A wait for a pidfd needs room in the kernel's own tables."""
+    monkeypatch.setattr(manager, "_RETRY", 0.01)
+    tries = itertools.count()
+    really_wait = SimProcess.wait
+
+    async def wait(process: SimProcess) -> None:
+        if next(tries) < 3:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        await really_wait(process)
+
+    monkeypatch.setattr(SimProcess, "wait", wait)
+    await pod_with_two(rig)
+    await until(lambda: next(tries) > 3)
+    rig.node.shim("pod").die()
+    assert (await rig.manager.get("c1").wait()).reason == "Unknown"
     await rig.release()
 
 
