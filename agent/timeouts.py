@@ -53,6 +53,8 @@ IN_FLIGHT = 30.0
 """StopPodSandbox waits this long for creates and starts in flight; then their shim is killed under them."""
 RELEASE = 300.0
 """One attempt to release one ledger entry, above the budgets of its steps: a releaser that hangs is given up and tried again."""
+RELEASE_RETRY = 300.0
+"""The longest pause between two attempts to release one ledger entry; the first is a second, then it doubles."""
 LOG_COPIER_START = 10.0
 """The log copier, from fork to its socket; also the daemon's first connection to it."""
 LOG_COPIER_CALL = 10.0
@@ -86,6 +88,7 @@ DAEMON_KILL = 25.0
 EXIT_AFTER_CGROUP_KILL = 5.0
 """From the end of all processes of a container's cgroup to the exit that its shim tells."""
 
+# The last lines: what comes behind them can't be shortened.
 for _entry in filter(None, os.environ.get("ORLOP_TIMEOUTS", "").split(";")):
     _name, _, _seconds = _entry.partition("=")
     if not isinstance(globals().get(_name), float):

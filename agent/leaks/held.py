@@ -43,7 +43,7 @@ def find_missing(look: Look) -> Iterator[Finding]:
 
 def find_pending(look: Look) -> Iterator[Finding]:
     for resource in look.owned.all:
-        if resource.state is EntryState.FAILED:
+        if resource.failed_since is not None:  # also while it is being tried again
             yield Finding(
                 kind=Thing(resource.kind.value),
                 what=resource.key,

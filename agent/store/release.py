@@ -28,8 +28,8 @@ Releaser = Callable[[Resource], Awaitable[None]]
 """Makes sure that the resource is gone, whether or not it ever came to be; doing it again is harmless. Checks the identity
 of what it ends (inode, start time) against the resource's data. Must not release the resource through `Releases` itself."""
 
-DEFAULT_WAIT = tenacity.wait_exponential_jitter(max=300, jitter=1)
-"""From a second to five minutes between two attempts: an EBUSY often ends soon, a hung file system after hours."""
+DEFAULT_WAIT = tenacity.wait_exponential_jitter(max=timeouts.RELEASE_RETRY, jitter=1)
+"""From a second to RELEASE_RETRY between two attempts: an EBUSY often ends soon, a hung file system after hours."""
 PENDING_INTERVAL = 1.0
 """Seconds between two looks at what is due; the shortest wait between two attempts."""
 

@@ -14,10 +14,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e import toolbox
+from tests.e2e import faults, toolbox
 from tests.e2e.client import BUSYBOX, Client
 from tests.e2e.daemon import PAUSE, Daemon
-from tests.e2e.faults import GATED_HANDLER, LOG_SETTINGS, EngineGate, Rig
+from tests.e2e.faults import Rig
 from tests.e2e.node import CGROUP_PARENT, NodeSnapshot
 from tests.e2e.toolbox import Pair
 from tests.images import busybox_image
@@ -92,8 +92,11 @@ def pause(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def daemon(request: pytest.FixtureRequest, tmp_path: Path, pair: Pair, busybox: Path) -> Iterator[Daemon]:
-    """A daemon that serves, with the busybox image; afterwards all its pods are removed, it is stopped, and the node has to be clean."""
-    daemon = Daemon(tmp_path, pair)
+    """A daemon that serves, with the busybox image; afterwards all its pods are removed, it is stopped, and the node has to be clean.
+
+    A parameter, by `indirect=True`, is shorter budgets.
+    """
+    daemon = Daemon(tmp_path, pair, timeouts=getattr(request, "param", ""))
     request.node.stash[DAEMON] = daemon
     daemon.start()
     daemon.orlop("image", "import", busybox)
@@ -127,16 +130,16 @@ def kubelet(request: pytest.FixtureRequest, shared_daemon: Daemon) -> Iterator[C
 
 
 @pytest.fixture(scope="module")
-def faulty_daemon(tmp_path_factory: pytest.TempPathFactory, pair: Pair, busybox: Path, pause: Path) -> Iterator[Rig]:
-    """A daemon and a bystander pod for a module's tests with a pair, to be had through `rig`."""
+def faulty_daemon(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, pair: Pair, busybox: Path, pause: Path
+) -> Iterator[Rig]:
+    """A daemon and a bystander pod for a module's tests with a pair, to be had through `rig`. The module may shorten TIMEOUTS."""
     home = tmp_path_factory.mktemp("faulty")
-    gate = EngineGate(home, pair.engine_path)
-    handlers = TASK_HANDLER.format(pair=pair) + GATED_HANDLER.format(shim=pair.shim_path, engine=gate.path)
-    daemon = Daemon(home, pair, log_settings=LOG_SETTINGS, handler_settings=handlers)
+    daemon, gates = faults.faulty_daemon(home, pair, getattr(request.module, "TIMEOUTS", ""))
     daemon.start()
     daemon.orlop("image", "import", busybox)
     daemon.orlop("image", "import", pause)
-    rig = Rig(daemon, home, gate)
+    rig = Rig(daemon, gates, home)
     yield rig
     rig.end()
     daemon.stop()
@@ -146,13 +149,9 @@ def faulty_daemon(tmp_path_factory: pytest.TempPathFactory, pair: Pair, busybox:
 @pytest.fixture
 def rig(request: pytest.FixtureRequest, faulty_daemon: Rig) -> Iterator[Rig]:
     """The module's daemon, serving; after the test all but the bystander is removed, and nothing may be left."""
-    daemon = faulty_daemon.daemon
-    request.node.stash[DAEMON] = daemon
-    if not daemon.runs:
-        daemon.start()
+    request.node.stash[DAEMON] = faulty_daemon.daemon
     yield faulty_daemon
-    if not daemon.runs:
-        daemon.start()
+    faulty_daemon.serve()
     faulty_daemon.tidy()
     faulty_daemon.assert_clean()
 

@@ -44,8 +44,12 @@ class Daemon:
         settings: str = 'metrics_address = ""',
         log_settings: str = 'level = "debug"',
         handler_settings: str = "",
+        timeouts: str = "",
     ) -> None:
-        """`settings` are further TOML lines at the top, the others those of their sections; the only handler is named like the engine."""
+        """`settings` are further TOML lines at the top, the others those of their sections; the only handler is named like the engine.
+
+        `timeouts` are shorter budgets, in the language of agent.timeouts.
+        """
         self.name = name
         STATES.mkdir(exist_ok=True)
         self.state = Path(tempfile.mkdtemp(prefix=f"{name}-", dir=STATES))
@@ -55,6 +59,7 @@ class Daemon:
         self.cni = tmp_path / f"{name}.cni"
         self.config = tmp_path / f"{name}.toml"
         self.pair = pair
+        self._timeouts = timeouts
         self.client = Client(self.socket)
         self._process: subprocess.Popen[bytes] | None = None
         self.cni.mkdir()
@@ -99,14 +104,14 @@ engine = "{pair.engine_path}"
         assert self._process, "the daemon isn't running"
         return self._process.poll() is not None
 
-    def start(self, *, failpoints: str = "", timeouts: str = "", wait: bool = True) -> None:
-        """Starts it and waits until it answers Version; `failpoints` and `timeouts` in the languages of these modules of the agent."""
+    def start(self, *, failpoints: str = "", wait: bool = True) -> None:
+        """Starts it and waits until it answers Version; `failpoints` in the language of agent.failpoints."""
         assert self._process is None, "the daemon runs already"
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "agent.cli.main", "serve", "--config", self.config],
                 cwd=REPO,
-                env={**os.environ, "ORLOP_FAILPOINTS": failpoints, "ORLOP_TIMEOUTS": timeouts, "ORLOP_LOOP_GUARD": "1"},
+                env={**os.environ, "ORLOP_FAILPOINTS": failpoints, "ORLOP_TIMEOUTS": self._timeouts, "ORLOP_LOOP_GUARD": "1"},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -170,9 +175,9 @@ engine = "{pair.engine_path}"
         """Waits until what it found at its start is sorted out: only then does it change anything for a kubelet."""
         self.client.stop("no such container")
 
-    def restart(self, *, failpoints: str = "", timeouts: str = "") -> None:
+    def restart(self, *, failpoints: str = "") -> None:
         self.stop()
-        self.start(failpoints=failpoints, timeouts=timeouts)
+        self.start(failpoints=failpoints)
 
     def orlop(self, *arguments: str | Path, check: bool = True) -> subprocess.CompletedProcess[str]:
         """Runs the `orlop` command against this daemon."""

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,9 @@ import grpc
 
 from cri.api import api_pb2 as cri
 from tests.e2e.client import Client, Pod, until
-from tests.e2e.daemon import Daemon
-from tests.e2e.node import NodeSnapshot, Process, processes
+from tests.e2e.daemon import CNI_PLUGINS, Daemon
+from tests.e2e.node import NodeSnapshot, Process, processes, shims
+from tests.e2e.toolbox import Pair
 
 LOG_SETTINGS = 'level = "debug"\nformat = "json"'
 COUNTER = "mkfifo /tmp/f; exec 3<>/tmp/f; i=0; until [ -e /tmp/stop ]; do echo $i; i=$((i+1)); read -t 0.02 x <&3; done; exit 0"
@@ -31,37 +33,49 @@ COUNTER = "mkfifo /tmp/f; exec 3<>/tmp/f; i=0; until [ -e /tmp/stop ]; do echo $
 _CRASH = re.compile(rb"^failpoint (\S+): crash$", re.MULTILINE)
 
 
-ENGINE = """\
+GATE = """\
 #!/bin/sh
-# The engine, whose `create` waits at a gate that a test has shut: before it does anything, or when it has done it and not said so.
-case " $* " in *" create "*) ;; *) exec {engine} "$@" ;; esac
+# Stands for {program}. What a test wants is done to its calls that matter: another program instead, or a wait, before it does
+# anything or when it has done it and not said so.
+{matters} || exec {program} "$@"
+[ ! -e {home}/instead ] || exec sh {home}/instead
 if [ -e {home}/before ]; then : > {home}/reached; while [ -e {home}/before ]; do sleep 0.02; done; fi
-[ -e {home}/after ] || exec {engine} "$@"
-{engine} "$@"
+[ -e {home}/after ] || exec {program} "$@"
+{program} "$@"
 status=$?
 : > {home}/reached
 while [ -e {home}/after ]; do sleep 0.02; done
 exit $status
 """
-GATED_HANDLER = """
+HANDLERS = """
+[runtimes.task]
+path = "{pair.shim_path}"
+engine = "{pair.engine_path}"
+sandbox = "task"
+
 [runtimes.gated]
-path = "{shim}"
-engine = "{engine}"
+path = "{shim.path}"
+engine = "{engine.path}"
+
+[runtimes.missing]
+path = "/no/such/shim"
 """
 
 
-class EngineGate:
-    """The engine of the handler `gated`, which a test can hold up."""
+class Gate:
+    """A program that a test can hold up, or replace, while it is called; another's otherwise. Each in a directory of its own."""
 
-    def __init__(self, home: Path, engine: Path) -> None:
+    def __init__(self, home: Path, program: Path, matters: str) -> None:
+        """`matters` is a shell command that is true of the calls in question."""
+        home.mkdir()
         self._home = home
-        self.path = home / "engine"
-        self.path.write_text(ENGINE.format(home=home, engine=engine))
+        self.path = home / program.name
+        self.path.write_text(GATE.format(home=home, program=program, matters=matters))
         self.path.chmod(0o755)
 
     @contextmanager
     def shut(self, moment: str) -> Iterator[None]:
-        """Inside, each `create` waits, `before` or `after` its work."""
+        """Inside, each call waits, `before` or `after` its work."""
         (self._home / moment).touch()
         try:
             yield
@@ -70,17 +84,58 @@ class EngineGate:
             (self._home / "reached").unlink(missing_ok=True)
 
     def reached(self) -> bool:
-        """Whether a create waits at the gate."""
+        """Whether a call waits at the gate."""
         return (self._home / "reached").exists()
+
+    @contextmanager
+    def replaced(self, script: str) -> Iterator[None]:
+        """Inside, each call runs this shell script instead."""
+        (self._home / "instead").write_text(script)
+        try:
+            yield
+        finally:
+            (self._home / "instead").unlink()
+
+    def processes(self) -> list[Process]:
+        """Who runs the program, or what stands for it."""
+        return [process for process in processes() if any(word.startswith(f"{self._home}/") for word in process.argv)]
+
+
+def faulty_daemon(home: Path, pair: Pair, timeouts: str) -> tuple[Daemon, Gates]:
+    """A daemon, not started, whose bridge plugin has a gate, as have shim and engine of the handler `gated`."""
+    gates = Gates(
+        shim=Gate(home / "shim", pair.shim_path, 'case " $* " in *" start ") true ;; *) false ;; esac'),
+        engine=Gate(home / "engine", pair.engine_path, 'case " $* " in *" create "*) true ;; *) false ;; esac'),
+        add=Gate(home / "plugins", CNI_PLUGINS / "bridge", '[ "$CNI_COMMAND" = ADD ]'),
+        delete=Gate(home / "other-plugins", home / "plugins" / "bridge", '[ "$CNI_COMMAND" = DEL ]'),
+    )
+    handlers = HANDLERS.format(pair=pair, shim=gates.shim, engine=gates.engine)
+    daemon = Daemon(home, pair, log_settings=LOG_SETTINGS, handler_settings=handlers, timeouts=timeouts)
+    (home / "conf.d").mkdir()
+    bin_dirs = json.dumps([str(gates.delete.path.parent), str(CNI_PLUGINS)])
+    (home / "conf.d" / "cni.toml").write_text(f"[cni]\nbin_dirs = {bin_dirs}\n")
+    return daemon, gates
+
+
+@dataclass(frozen=True)
+class Gates:
+    shim: Gate
+    """`start` of the shim of the handler `gated`."""
+    engine: Gate
+    """`create` of its engine."""
+    add: Gate
+    """ADD of the bridge plugin."""
+    delete: Gate
+    """DEL of the bridge plugin."""
 
 
 class Rig:
     """One daemon and its bystander. Made by the fixture `rig`, once for a module and pair."""
 
-    def __init__(self, daemon: Daemon, logs: Path, gate: EngineGate) -> None:
+    def __init__(self, daemon: Daemon, gates: Gates, logs: Path) -> None:
         self.daemon = daemon
+        self.gates = gates
         self._logs = logs
-        self.gate = gate
         self.kubelet: Client = daemon.client
         config = self.kubelet.pod_config("bystander", log_directory=self.log_directory())
         config.linux.cgroup_parent = ""  # below the agent's own, which stays once it is made
@@ -145,6 +200,14 @@ class Rig:
                 self.daemon.failpoints("")
 
     # ---- the check
+
+    def serve(self) -> None:
+        """Has the daemon running, without failpoints, whatever a test did to it."""
+        if self.daemon.runs and self.daemon.ended():
+            self.daemon.wait_gone()
+        if not self.daemon.runs:
+            self.daemon.start()
+        self.daemon.failpoints("")
 
     def tidy(self) -> None:
         """Removes whatever there is beside the bystander, as a kubelet does with what it doesn't want."""
@@ -222,3 +285,12 @@ def assert_counted(kubelet: Client, container: str) -> None:
     numbers = [line.text for line in kubelet.logs(container)]
     assert numbers == [str(number) for number in range(len(numbers))]
     assert numbers
+
+
+def shim_of(pod: Pod) -> Process:
+    [shim] = shims(pod.id)
+    return shim
+
+
+def wait_for_new_shim(pod: Pod, old: Process) -> None:
+    until(lambda: [shim.pid for shim in shims(pod.id)] not in ([], [old.pid]), what="the pod has a new shim")

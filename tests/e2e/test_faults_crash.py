@@ -105,7 +105,8 @@ def exec_sync(rig: Rig) -> Iterator[Callable[[], object]]:
 
 def stop_container(rig: Rig) -> Iterator[Callable[[], object]]:
     kubelet = rig.kubelet
-    container = kubelet.run_container(rig.pod, ["sh", "-c", "trap 'exit 3' TERM; sleep 1000000 & wait"])
+    container = kubelet.run_container(rig.pod, ["sh", "-c", "trap 'exit 3' TERM; touch /ready; sleep 1000000 & wait"])
+    until(lambda: not kubelet.exec_sync(container, "test", "-e", "/ready").exit_code, what="the container heeds SIGTERM")
 
     def stop() -> None:
         kubelet.stop(container, grace=30)
@@ -181,7 +182,7 @@ def cleanup_after_a_dead_shim(rig: Rig) -> Iterator[Callable[[], object]]:
 
 
 ANYWHERE = "*=1000000*crash"  # never; but what is passed is noted
-FIRST_AND_LAST, LAST = (0, -1), (-1,)
+FIRST, LAST, FIRST_AND_LAST = (0,), (-1,), (0, -1)
 
 
 @one_pair
@@ -199,7 +200,7 @@ FIRST_AND_LAST, LAST = (0, -1), (-1,)
         (stop_pod_sandbox, FIRST_AND_LAST),
         (stop_pod_sandbox_with_task, LAST),
         (remove_pod_sandbox, FIRST_AND_LAST),
-        (cleanup_after_a_dead_shim, LAST),
+        (cleanup_after_a_dead_shim, FIRST),
     ],
     ids=lambda value: getattr(value, "__name__", ""),  # of the story
 )

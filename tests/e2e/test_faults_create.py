@@ -14,7 +14,7 @@ from cri.api import api_pb2 as cri
 from tests.e2e.client import Pod, refused, until
 from tests.e2e.conftest import one_pair
 from tests.e2e.faults import Rig, init_of
-from tests.e2e.node import Process, cgroups, mounts, processes, runc_inits, shims
+from tests.e2e.node import cgroups, mounts, runc_inits, shims
 
 pytestmark = pytest.mark.e2e
 
@@ -71,20 +71,15 @@ def test_a_missing_fifo(rig: Rig, pod: Pod) -> None:
     assert_usable(rig, pod)
 
 
-def engine_processes(container: str) -> list[Process]:
-    """Wrapper and engine that work on a container's create."""
-    return [process for process in processes() if "create" in process.argv and container in process.argv]
-
-
 @pytest.mark.parametrize("moment", ["before", "after"])
 def test_the_engine_is_killed(rig: Rig, moment: str) -> None:
     kubelet = rig.kubelet
     pod = kubelet.run_pod(log_directory=rig.log_directory(), handler="gated")
     container = kubelet.create_container(pod, name="app")
-    with rig.gate.shut(moment), ThreadPoolExecutor(1) as pool:
+    with rig.gates.engine.shut(moment), ThreadPoolExecutor(1) as pool:
         starting = pool.submit(kubelet.start, container)
-        until(rig.gate.reached, what="the engine has come so far")
-        for process in engine_processes(container):
+        until(rig.gates.engine.reached, what="the engine has come so far")
+        for process in rig.gates.engine.processes():
             os.kill(process.pid, signal.SIGKILL)
         with refused(grpc.StatusCode.UNKNOWN, "create failed"):
             starting.result()
@@ -101,9 +96,9 @@ def test_killed_within_create(rig: Rig, killed: str, moment: str) -> None:
     pod = kubelet.run_pod(log_directory=rig.log_directory(), handler="gated")
     other = kubelet.run_container(pod, name="other")
     container = kubelet.create_container(pod, name="app")
-    with rig.gate.shut(moment), ThreadPoolExecutor(1) as pool:
+    with rig.gates.engine.shut(moment), ThreadPoolExecutor(1) as pool:
         starting = pool.submit(kubelet.start, container)
-        until(rig.gate.reached, what="the engine has come so far")
+        until(rig.gates.engine.reached, what="the engine has come so far")
         if killed != "daemon":
             os.kill(shims(pod.id)[0].pid, signal.SIGKILL)
         if killed != "shim":

@@ -2,22 +2,36 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from cri.api import api_pb2 as cri
 from tests.e2e.client import until
-from tests.e2e.conftest import one_pair
+from tests.e2e.conftest import clean_afterwards, one_pair
 from tests.e2e.daemon import Daemon
 from tests.e2e.node import shims
+from tests.e2e.toolbox import Pair
 
 pytestmark = [pytest.mark.e2e, one_pair]
 
 
+@pytest.fixture
+def daemon(tmp_path: Path, pair: Pair, busybox: Path) -> Iterator[Daemon]:
+    """A daemon that loses the first exit it is told of."""
+    daemon = Daemon(tmp_path, pair, timeouts="EXIT_AFTER_KILL=1.0")
+    daemon.start(failpoints="pods.exits.record=1*error(lost)")
+    daemon.orlop("image", "import", busybox)
+    with clean_afterwards(daemon.root):
+        yield daemon
+        daemon.client.remove_all()
+        daemon.stop()
+    daemon.client.close()
+
+
 @pytest.mark.parametrize("stopped_by", ["container", "pod"])
 def test_a_stop_finds_it(daemon: Daemon, tmp_path: Path, stopped_by: str) -> None:
-    daemon.restart(failpoints="pods.exits.record=1*error(lost)", timeouts="EXIT_AFTER_KILL=1")
     kubelet = daemon.client
     pod = kubelet.run_pod(log_directory=tmp_path)
     [shim] = shims(pod.id)
