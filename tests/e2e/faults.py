@@ -294,3 +294,9 @@ def shim_of(pod: Pod) -> Process:
 
 def wait_for_new_shim(pod: Pod, old: Process) -> None:
     until(lambda: [shim.pid for shim in shims(pod.id)] not in ([], [old.pid]), what="the pod has a new shim")
+
+
+def release(container: str) -> None:
+    """Makes /tmp/go in a container, behind the agent's back."""
+    [(pid, _)] = init_of(container)
+    Path(f"/proc/{pid}/root/tmp/go").touch()
