@@ -373,8 +373,10 @@ class TaskManager:
         try:
             await self._launch(shim)
         except Exception:
-            with suppress(OrlopError, OSError):
+            try:
                 await cleanup.cleanup_after_dead_shim(self._node, shim, "it did not start")
+            except (OrlopError, OSError):  # nobody else watches over it, and until it is cleaned up nothing takes its place
+                self._watchers.start(self._bury(shim, "it did not start"), name=f"shim {shim.id}")
             raise
         return shim
 

@@ -13,6 +13,7 @@ import pytest
 
 from agent import failpoints, timeouts
 from agent.errdefs import Unavailable
+from agent.linux.processes import Completed
 from agent.runtime.v2 import bootstrap, load, manager
 from agent.runtime.v2.shim import ShimState
 from agent.runtime.v2.shim_log import ShimLog
@@ -220,4 +221,17 @@ async def test_a_pid_that_can_not_be_looked_at_at_first(rig: Rig, monkeypatch: p
     assert (held.state, held.data["pid"]) == (State.HELD, pid)
     rig.node.shim("pod").containers["c1"].stop(5)
     assert (await rig.manager.get("c1").wait()).status == 5
+    await rig.release()
+
+
+async def test_a_replacement_that_neither_starts_nor_can_be_cleaned_up_at_first(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody watched over it: every create in the pod waited for it, and failed."""
+    monkeypatch.setattr(manager, "_RETRY", 0.01)
+    monkeypatch.setattr(timeouts, "SHIM_SILENT", 0.05)
+    await rig.pinned()
+    rig.node.start_says = Completed(1, b"", b"not now")
+    failpoints.configure("cleanup.shim_dead=2*error(not now)")
+    rig.node.shim("pod").die()
+    await until(lambda: rig.node.commands.count("start pod") > 1 and rig.manager._shims["pod"].state is ShimState.CONNECTED)
+    await rig.create()
     await rig.release()
