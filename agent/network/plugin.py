@@ -82,7 +82,7 @@ class Plugins:
         try:
             completed = await self._execute(command)
         except DeadlineExceeded as error:
-            raise DeadlineExceeded(f"CNI plugin {path.name}: {call} took longer than {budget:g} s, it was killed") from error
+            raise DeadlineExceeded(f"CNI plugin {path.name}: {call} took longer than {budget:.3g} s, it was killed") from error
         except OSError as error:
             raise FailedPrecondition(f"CNI plugin {path} can't be run: {error}") from error
         if completed.returncode:

@@ -25,7 +25,7 @@ from cri.api import api_pb2 as cri
 from tests.e2e.client import Client, Pod, until
 from tests.e2e.daemon import CNI_PLUGINS, Daemon
 from tests.e2e.node import NodeSnapshot, Process, processes, shims
-from tests.e2e.toolbox import Pair
+from tests.e2e.toolbox import PAIRS, Pair
 
 LOG_SETTINGS = 'level = "debug"\nformat = "json"'
 COUNTER = "mkfifo /tmp/f; exec 3<>/tmp/f; i=0; until [ -e /tmp/stop ]; do echo $i; i=$((i+1)); read -t 0.02 x <&3; done; exit 0"
@@ -60,6 +60,16 @@ engine = "{engine.path}"
 [runtimes.missing]
 path = "/no/such/shim"
 """
+
+PAIR_HANDLER = """
+[runtimes.{name}]
+path = "{pair.shim_path}"
+engine = "{pair.engine_path}"
+"""
+
+
+def handler_of(pair: Pair) -> str:
+    return str(pair).replace(".", "-")
 
 
 class Gate:
@@ -110,6 +120,7 @@ def faulty_daemon(home: Path, pair: Pair, timeouts: str) -> tuple[Daemon, Gates]
         delete=Gate(home / "other-plugins", home / "plugins" / "bridge", '[ "$CNI_COMMAND" = DEL ]'),
     )
     handlers = HANDLERS.format(pair=pair, shim=gates.shim, engine=gates.engine)
+    handlers += "".join(PAIR_HANDLER.format(name=handler_of(other), pair=other) for other in PAIRS)
     daemon = Daemon(home, pair, log_settings=LOG_SETTINGS, handler_settings=handlers, timeouts=timeouts)
     (home / "conf.d").mkdir()
     bin_dirs = json.dumps([str(gates.delete.path.parent), str(CNI_PLUGINS)])
@@ -151,6 +162,15 @@ class Rig:
     def log_directory(self) -> Path:
         """A new one for a pod."""
         return Path(tempfile.mkdtemp(dir=self._logs))
+
+    def with_each_pair(self, work: Callable[[str], None]) -> None:
+        """Does `work` with the handler of each pair, all at the same time: for what mostly waits."""
+        with ThreadPoolExecutor(len(PAIRS)) as pool:
+            works = {pair: pool.submit(work, handler_of(pair)) for pair in PAIRS}
+        for pair, done in works.items():
+            if (failure := done.exception()) is not None:
+                failure.add_note(f"with {pair}")
+                raise failure
 
     # ---- the daemon's end
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import time
@@ -11,11 +12,12 @@ from contextlib import contextmanager
 import pytest
 
 from cri.api import api_pb2 as cri
-from tests.e2e.client import Pod, until
-from tests.e2e.faults import Rig, init_of, shim_of, wait_for_new_shim
+from tests.e2e.client import Pod
+from tests.e2e.conftest import one_pair
+from tests.e2e.faults import Rig, init_of, release, shim_of, wait_for_new_shim
 from tests.e2e.node import Process, runc_inits, shims
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, one_pair]  # of the rest; shims are stopped with all at once
 
 TIMEOUTS = "TASK_KILL=1;EXIT_AFTER_KILL=1;EXIT_AFTER_CGROUP_KILL=1;SHIM_LOAD=1;SHIM_PING=1"  # instead of five and ten seconds
 AT_ONCE = 1.0  # seconds; what is answered from memory takes a few milliseconds, on an idle machine
@@ -44,50 +46,70 @@ def assert_answers(rig: Rig, pod: Pod, container: str) -> None:
 
 def test_a_stopped_shim_holds_nobody_up(rig: Rig) -> None:
     kubelet = rig.kubelet
-    pod = kubelet.run_pod()
-    container, other = kubelet.run_container(pod), kubelet.run_container(pod)
-    shim = shim_of(pod)
-    with stopped(shim):
-        assert_answers(rig, pod, container)
-        assert kubelet.exec_sync(rig.counter, "echo", "on").stdout == b"on\n", "another pod is held up"
-        begin = time.monotonic()
-        kubelet.stop(container)
-        assert time.monotonic() - begin < 10, "the ladder: Kill and its exit, a second each, then the shim is killed"
-        status = kubelet.status(container)
-        assert (status.state, status.exit_code, status.reason) == (cri.CONTAINER_EXITED, 255, "Unknown")
-        assert "killed, because something in it did not end" in status.message
-        assert init_of(container) == []
-        assert kubelet.wait_exit(other).reason == "Unknown"
-    wait_for_new_shim(pod, shim)
-    again = kubelet.run_container(pod)
-    with stopped(shim_of(pod)):
-        begin = time.monotonic()
-        kubelet.stop_pod(pod)
-        kubelet.remove_pod(pod)
-        assert time.monotonic() - begin < 20
-    assert init_of(again) == []
+
+    def stop(handler: str) -> None:
+        pod = kubelet.run_pod(handler=handler)
+        container, other = kubelet.run_container(pod), kubelet.run_container(pod)
+        shim = shim_of(pod)
+        with stopped(shim):
+            assert_answers(rig, pod, container)
+            assert kubelet.exec_sync(rig.counter, "echo", "on").stdout == b"on\n", "another pod is held up"
+            begin = time.monotonic()
+            kubelet.stop(container)
+            assert time.monotonic() - begin < 10, "the ladder: Kill, its exit, that of the cgroup, a second each; then the shim is killed"
+            status = kubelet.status(container)
+            assert (status.state, status.exit_code, status.reason) == (cri.CONTAINER_EXITED, 255, "Unknown")
+            assert "killed, because something in it did not end" in status.message
+            assert init_of(container) == []
+            assert kubelet.wait_exit(other).reason == "Unknown"
+        wait_for_new_shim(pod, shim)
+        again = kubelet.run_container(pod)
+        with stopped(shim_of(pod)):
+            begin = time.monotonic()
+            kubelet.stop_pod(pod)
+            kubelet.remove_pod(pod)
+            assert time.monotonic() - begin < 20
+        assert init_of(again) == []
+
+    rig.with_each_pair(stop)
     rig.assert_clean()
 
 
 def test_a_stopped_shim_and_a_restart(rig: Rig) -> None:
+    """It is not taken for dead, and its containers are right when it goes on."""
     kubelet = rig.kubelet
-    pod = kubelet.run_pod(log_directory=rig.log_directory())
-    container = kubelet.run_container(pod, ["sh", "-c", "echo begun; sleep 1000000"])
-    ends = kubelet.run_container(pod, ["sh", "-c", "until [ -e /tmp/stop ]; do sleep 0.05; done; exit 6"])
-    init, shim = init_of(container), shim_of(pod)
-    with stopped(shim):
+    pods: dict[str, tuple[Pod, str, str]] = {}
+
+    def begin(handler: str) -> None:
+        pod = kubelet.run_pod(log_directory=rig.log_directory(), handler=handler)
+        runs = kubelet.run_container(pod, ["sh", "-c", "echo begun; sleep 1000000"])
+        ends = kubelet.run_container(pod, ["sh", "-c", "until [ -e /tmp/go ]; do sleep 0.05; done; exit 6"])
+        pods[handler] = pod, runs, ends
+
+    rig.with_each_pair(begin)
+    inits = {runs: init_of(runs) for _, runs, _ in pods.values()}
+    frozen = {pod.id: shim_of(pod) for pod, _, _ in pods.values()}
+    with contextlib.ExitStack() as stack:
+        for shim in frozen.values():
+            stack.enter_context(stopped(shim))
         rig.daemon.kill9()
         rig.daemon.start()
-        assert_answers(rig, pod, container)
+        for pod, runs, _ in pods.values():
+            assert_answers(rig, pod, runs)
         rig.daemon.wait_recovered()
         assert kubelet.exec_sync(rig.counter, "echo", "on").stdout == b"on\n", "another pod is held up"
-        assert_answers(rig, pod, container)
-    assert shim_of(pod).pid == shim.pid
-    assert init_of(container) == init
-    until(lambda: kubelet.exec_sync(container, "echo", "on").stdout == b"on\n", what="the shim is reached again")
-    kubelet.exec_sync(ends, "touch", "/tmp/stop")
-    assert kubelet.wait_exit(ends).exit_code == 6
-    kubelet.stop(container)
-    assert kubelet.status(container).exit_code == 137
-    assert [line.text for line in kubelet.logs(container)] == ["begun"]
+        for pod, runs, ends in pods.values():
+            assert_answers(rig, pod, runs)
+            release(ends)
+
+    def go_on(handler: str) -> None:
+        pod, runs, ends = pods[handler]
+        assert kubelet.wait_exit(ends).exit_code == 6
+        assert (shim_of(pod).pid, init_of(runs)) == (frozen[pod.id].pid, inits[runs])
+        assert kubelet.exec_sync(runs, "echo", "on").stdout == b"on\n"
+        kubelet.stop(runs)
+        assert kubelet.status(runs).exit_code == 137
+        assert [line.text for line in kubelet.logs(runs)] == ["begun"]
+
+    rig.with_each_pair(go_on)
     assert runc_inits() == []

@@ -10,6 +10,7 @@ import pytest
 
 from cri.api import api_pb2 as cri
 from tests.e2e.client import Pod, until
+from tests.e2e.conftest import one_pair
 from tests.e2e.faults import Rig, init_of, shim_of, wait_for_new_shim
 
 pytestmark = pytest.mark.e2e
@@ -38,9 +39,15 @@ def test_killed_then_stopped_and_removed_at_once(rig: Rig) -> None:
     rig.assert_clean()
 
 
+@one_pair
 def test_killed_and_the_pod_lives_on(rig: Rig) -> None:
+    rig.with_each_pair(lambda handler: kill_and_live_on(rig, handler))
+    rig.assert_clean()
+
+
+def kill_and_live_on(rig: Rig, handler: str) -> None:
     kubelet = rig.kubelet
-    pod = kubelet.run_pod(log_directory=rig.log_directory())
+    pod = kubelet.run_pod(log_directory=rig.log_directory(), handler=handler)
     containers = [kubelet.run_container(pod, ["sh", "-c", "echo begun; sleep 1000000"]) for _ in range(2)]
     created = kubelet.create_container(pod, name="app")
     ip, shim, begin = kubelet.pod_status(pod).network, shim_of(pod), rig.daemon.log.stat().st_size
@@ -66,7 +73,6 @@ def test_killed_and_the_pod_lives_on(rig: Rig) -> None:
     time.sleep(max(0.0, killed_at + 3 - time.monotonic()))  # "Stop and Remove after 3 s": where others have leaked by then
     kubelet.stop_pod(pod)
     kubelet.remove_pod(pod)
-    rig.assert_clean()
 
 
 def test_killed_at_the_same_moment_as_the_daemon(rig: Rig) -> None:
