@@ -174,6 +174,21 @@ class TestLife:
             list(pool.map(kubelet.remove_pod, [pod] * 4))
         assert kubelet.pods() == []
 
+    def test_many_pods_at_once(self, kubelet: Client, tmp_path: Path) -> None:
+        def live(number: int) -> tuple[str, int, list[str]]:
+            (tmp_path / str(number)).mkdir()
+            pod = kubelet.run_pod(log_directory=tmp_path / str(number), hostname=f"host-{number}")
+            containers = [kubelet.run_container(pod, ["sh", "-c", f"hostname; exit {number}"]), kubelet.run_container(pod)]
+            said = kubelet.exec_sync(containers[1], "hostname").stdout.decode().strip()
+            ended = kubelet.wait_exit(containers[0])
+            lines = texts(kubelet.logs(containers[0]), "stdout")
+            kubelet.stop_pod(pod)
+            kubelet.remove_pod(pod)
+            return said, ended.exit_code, lines
+
+        with ThreadPoolExecutor(8) as pool:
+            assert list(pool.map(live, range(8))) == [(f"host-{number}", number, [f"host-{number}"]) for number in range(8)]
+
 
 class TestSandboxTask:
     """Pods whose sandbox is a process: of a handler with `sandbox = "task"`, or for a PID namespace that the containers share."""
