@@ -17,16 +17,20 @@ _log = log.get("daemon")
 
 
 class Ending:
-    """Begins when the first part is stopped."""
+    """The daemon's end; `begin` is the first that happens then."""
 
     def __init__(self) -> None:
-        self._deadline: float | None = None
+        self._deadline = math.inf
+
+    def begin(self) -> None:
+        """From now on time runs. A second call changes nothing."""
+        if self._deadline == math.inf:
+            self._deadline = time.monotonic() + timeouts.DAEMON_STOP
+            _end_in_any_case()
 
     async def give(self, stop: Callable[[float], Awaitable[object]], most: float = math.inf) -> None:
         """Stop a part, by a function that takes the seconds that it may need: what the parts before it have left, `most` at the most."""
-        if self._deadline is None:
-            self._deadline = time.monotonic() + timeouts.DAEMON_STOP
-            _end_in_any_case()
+        self.begin()  # where the start failed half-way, nobody else did
         await stop(max(0.0, min(most, self._deadline - time.monotonic())))
 
 

@@ -76,6 +76,7 @@ async def serve(settings: Settings) -> None:
         stack.push_async_callback(ending.give, edge.stop, timeouts.EDGE_STOP)
         stack.callback(pods.events.close)  # who listens would do so until the end of the budget
         stack.push_async_callback(pods.images.stop_pulls)  # they may take minutes, and can be done again
+        stack.callback(ending.begin)
         _log.info("serving", socket=str(settings.socket))
         await _first(pods.supervisor.start_awaited(_recover(pods, recovered, background), name="recovery"), stopping)
         await stopping.wait()
