@@ -51,7 +51,7 @@ def arguments(inputs: SpecInputs) -> list[str]:
 
 def environment(inputs: SpecInputs) -> list[str]:
     """Image, then CRI, the last of a name wins. Values are bytes in the CRI: what isn't UTF-8 is carried as surrogates
-    (PEP 383) and written back as the same bytes into config.json.
+    (PEP 383), which config.json has as escapes. What engines make of those is told in tests/e2e/test_spec.py.
 
     Raises:
         InvalidArgument: a name that is empty or holds '=' or NUL.
