@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from cri.api import admin_pb2 as admin
 from tests.e2e import faults, toolbox
 from tests.e2e.client import BUSYBOX, Client
 from tests.e2e.daemon import PAUSE, Daemon
@@ -137,8 +138,8 @@ def faulty_daemon(
     home = tmp_path_factory.mktemp("faulty")
     daemon, gates = faults.faulty_daemon(home, pair, getattr(request.module, "TIMEOUTS", ""))
     daemon.start()
-    daemon.orlop("image", "import", busybox)
-    daemon.orlop("image", "import", pause)
+    for archive in (busybox, pause):
+        daemon.client.admin.ImportImage(admin.ImportImageRequest(path=str(archive)))
     rig = Rig(daemon, gates, home)
     yield rig
     rig.end()

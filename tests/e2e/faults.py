@@ -38,7 +38,7 @@ GATE = """\
 # Stands for {program}. What a test wants is done to its calls that matter: another program instead, or a wait, before it does
 # anything or when it has done it and not said so.
 {matters} || exec {program} "$@"
-[ ! -e {home}/instead ] || exec sh {home}/instead
+[ ! -e {home}/instead ] || PROGRAM={program} exec sh {home}/instead "$@"
 if [ -e {home}/before ]; then : > {home}/reached; while [ -e {home}/before ]; do sleep 0.02; done; fi
 [ -e {home}/after ] || exec {program} "$@"
 {program} "$@"
@@ -99,7 +99,7 @@ class Gate:
 
     @contextmanager
     def replaced(self, script: str) -> Iterator[None]:
-        """Inside, each call runs this shell script instead."""
+        """Inside, each call runs this shell script instead, with the program in $PROGRAM."""
         (self._home / "instead").write_text(script)
         try:
             yield

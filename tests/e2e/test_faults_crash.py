@@ -7,6 +7,7 @@ world outside. Which ones a verb passes is noted when nothing is amiss.
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 from collections import Counter
@@ -50,6 +51,12 @@ def released(kubelet: Client, container: str) -> None:
         lambda: [entry.kind for entry in kubelet.ledger() if entry.container == container] == ["snapshot"],
         what=f"container {container} has only its snapshot left",
     )
+
+
+def shim_in_ledger(kubelet: Client, pod: Pod) -> int:
+    """The pid of the pod's shim; 0 as long as it isn't held."""
+    [entry] = [entry for entry in kubelet.ledger() if (entry.kind, entry.key) == ("shim", pod.id)]
+    return int(json.loads(entry.data).get("pid", 0))
 
 
 def run_pod_sandbox(rig: Rig, namespaces: cri.NamespaceOption | None = None) -> Iterator[Callable[[], object]]:
@@ -170,7 +177,7 @@ def cleanup_after_a_dead_shim(rig: Rig) -> Iterator[Callable[[], object]]:
         for container in containers:
             kubelet.wait_exit(container)
             released(kubelet, container)
-        until(lambda: shims(pod.id) not in ([], [shim]), what="there is a new shim")
+        until(lambda: shim_in_ledger(kubelet, pod) not in (0, shim.pid), what="there is a new shim")
 
     yield kill
     for container in containers:
@@ -183,6 +190,8 @@ def cleanup_after_a_dead_shim(rig: Rig) -> Iterator[Callable[[], object]]:
 
 ANYWHERE = "*=1000000*crash"  # never; but what is passed is noted
 FIRST, LAST, FIRST_AND_LAST = (0,), (-1,), (0, -1)
+REDIAL = {"runtime.shim.connect", "ttrpc.connect.dial"}
+"""Passed or not when a shim ends: its connection may be closed a moment before its process is gone."""
 
 
 @one_pair
@@ -213,6 +222,8 @@ def test_a_crash_at_every_failpoint(rig: Rig, story: Story, occurrences: Sequenc
     assert list(acts) == []
     assert passed
     for point, times in Counter(passed).items():
+        if point in REDIAL and story in (stop_pod_sandbox, stop_pod_sandbox_with_task):
+            continue
         for nth in dict.fromkeys(range(1, times + 1)[place] for place in occurrences):
             acts = story(rig)
             crash(rig, acts, f"{point}={nth}*crash")

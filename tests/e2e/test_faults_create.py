@@ -40,6 +40,10 @@ def traces(rig: Rig, container: str) -> list[str]:
     return found
 
 
+def assert_gone(rig: Rig, container: str) -> None:
+    until(lambda: not traces(rig, container), what="nothing is left of the container", detail=lambda: traces(rig, container))
+
+
 def assert_usable(rig: Rig, pod: Pod) -> None:
     """The containers that ran before do so still, untouched, and the next one does as well."""
     kubelet = rig.kubelet
@@ -62,7 +66,7 @@ def test_a_missing_fifo(rig: Rig, pod: Pod) -> None:
         (rig.daemon.state / "io" / container / "stdout").unlink()
     with refused(grpc.StatusCode.UNKNOWN, f"{container}/stdout", "no such file"):
         starting.result()
-    until(lambda: not traces(rig, container), what="nothing is left of the container", detail=lambda: traces(rig, container))
+    assert_gone(rig, container)
     status = kubelet.status(container)
     assert (status.state, status.exit_code, status.reason) == (cri.CONTAINER_EXITED, 128, "StartError")
     assert f"{container}/stdout" in status.message
@@ -83,7 +87,29 @@ def test_the_engine_is_killed(rig: Rig, moment: str) -> None:
             os.kill(process.pid, signal.SIGKILL)
         with refused(grpc.StatusCode.UNKNOWN, "create failed"):
             starting.result()
-    until(lambda: not traces(rig, container), what="nothing is left of the container", detail=lambda: traces(rig, container))
+    assert_gone(rig, container)
+    assert_usable(rig, pod)
+
+
+KILL_IT = """
+"$PROGRAM" "$@" &
+sleep {seconds}
+kill -KILL $!
+wait $!
+exit 137
+"""
+
+
+@pytest.mark.parametrize("seconds", [0.002, 0.005, 0.015], ids=lambda value: f"{value * 1000:.0f}ms")
+def test_the_engine_is_killed_while_it_works(rig: Rig, seconds: float) -> None:
+    """Where exactly it dies isn't known: without its state, with it, with an init; or not at all, when it was faster."""
+    kubelet = rig.kubelet
+    pod = kubelet.run_pod(log_directory=rig.log_directory(), handler="gated")
+    for attempt in range(3):
+        container = kubelet.create_container(pod, name="killed", attempt=attempt)
+        with rig.gates.engine.replaced(KILL_IT.format(seconds=seconds)), refused(grpc.StatusCode.UNKNOWN, "create failed"):
+            kubelet.start(container)
+        assert_gone(rig, container)
     assert_usable(rig, pod)
 
 
@@ -109,7 +135,7 @@ def test_killed_within_create(rig: Rig, killed: str, moment: str) -> None:
         rig.daemon.start()
     status = kubelet.wait_exit(container)
     assert (status.exit_code, status.reason) == (128, "StartError")
-    until(lambda: not traces(rig, container), what="nothing is left of the container", detail=lambda: traces(rig, container))
+    assert_gone(rig, container)
     if killed == "daemon":
         assert kubelet.status(other).state == cri.CONTAINER_RUNNING
     else:
