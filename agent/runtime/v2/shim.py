@@ -253,9 +253,9 @@ class Shim:
         return f"its shim, process {self.record.pid}, ended unexpectedly" + (f": {last_words}" if last_words else "")
 
     async def _until_lost(self) -> None:
-        connection, process = self._connection, self.process
-        if connection is not None and process is not None:
-            await _first(connection.wait_closed(), process.wait())
+        connection = self._connection
+        if connection is not None:
+            await _first(connection.wait_closed(), self._ended())
             if not connection.closed:  # a last answer may still be in the socket, and the end of file right behind it
                 await _first(connection.wait_closed(), asyncio.sleep(_LAST_PAUSE))
                 connection.close()
@@ -277,9 +277,14 @@ class Shim:
                 _log.debug("shim not reached", shim=self.id, error=str(error))
             if loop.time() >= deadline and not (patient and mute):
                 return False
-            await _first(self.process.wait(), asyncio.sleep(pause))
+            await _first(self._ended(), asyncio.sleep(pause))
             pause = min(pause * 2, _LAST_PAUSE)
         return False
+
+    async def _ended(self) -> None:
+        """Return when its process has ended; at once if cleanup, which comes after that, has given it back."""
+        if self.process is not None:
+            await self.process.wait()
 
     def died(self, cause: str) -> None:
         """Its process has ended; called by cleanup, which made sure."""

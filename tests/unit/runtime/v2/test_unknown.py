@@ -235,3 +235,43 @@ async def test_a_replacement_that_neither_starts_nor_can_be_cleaned_up_at_first(
     await until(lambda: rig.node.commands.count("start pod") > 1 and rig.manager._shims["pod"].state is ShimState.CONNECTED)
     await rig.create()
     await rig.release()
+
+
+class Held:
+    """A process by a pidfd that can be given back; then it is an error to use it."""
+
+    def __init__(self, process: SimProcess) -> None:
+        self._process = process
+        self._closed = False
+
+    def __getattr__(self, name: str) -> Any:
+        if self._closed:
+            raise ValueError("was closed")
+        return getattr(self._process, name)
+
+    async def wait(self) -> None:  # whatever is wrong shows when it is awaited, as with the real one
+        await self.__getattr__("wait")()
+
+    def close(self) -> None:
+        self._closed = True
+
+
+async def test_a_mute_shim_that_is_killed_while_it_is_asked_gets_a_successor(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its watcher went on with the pidfd that the cleanup had just given back, and died of it."""
+    really_open = rig.node.open
+
+    async def open_(pid: int, start_time: int | None = None) -> Any:
+        process = await really_open(pid, start_time)
+        return None if process is None else Held(process)
+
+    monkeypatch.setattr(rig.node, "open", open_)
+    monkeypatch.setattr(timeouts, "SHIM_LOAD", 0.2)
+    await pod_with_two(rig)
+    shim = rig.node.shim("pod")
+    shim.mute = True
+    loading = asyncio.ensure_future(rig.restart())
+    await until(lambda: rig.node.calls.count("Connect pod") == 2)
+    await loading
+    await rig.manager.kill_shim("pod")
+    await until(lambda: rig.node.shim("pod") is not shim and rig.manager._shims["pod"].state is ShimState.CONNECTED)
+    await rig.release()
