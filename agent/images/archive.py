@@ -24,7 +24,7 @@ from agent.images.documents import (
     parse_index,
 )
 from agent.images.files import ArchiveFiles
-from agent.images.incoming import IncomingImage, LayerSource, read_image
+from agent.images.incoming import IncomingImage, LayerSource, OtherPlatforms, read_image
 from agent.images.platforms import best_match
 from agent.images.reference import Reference, parse_reference
 
@@ -80,8 +80,9 @@ class _Layout:
         for descriptor in index:
             if not descriptor.is_manifest or best_match([descriptor], self._host) is None:
                 continue  # an attestation, or for another platform
-            image = await read_image(descriptor, self._host, _references(descriptor), self._document)
-            if image is None:
+            try:
+                image = await read_image(descriptor, self._host, _references(descriptor), self._document)
+            except OtherPlatforms:
                 continue
             if (same := found.get(descriptor.digest)) is not None:  # one entry per name
                 image = replace(same, references=same.references + image.references)

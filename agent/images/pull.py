@@ -11,7 +11,7 @@ from pathlib import Path
 
 from agent import metrics
 from agent.content import ContentStore, digest_of
-from agent.errdefs import DataLoss, InvalidArgument, NotFound
+from agent.errdefs import DataLoss, InvalidArgument
 from agent.images.documents import MAX_DOCUMENT, Descriptor, Platform
 from agent.images.incoming import IncomingImage, LayerSource, read_image
 from agent.images.progress import Progress
@@ -48,10 +48,7 @@ class RemoteImage:
         async def fetch(descriptor: Descriptor) -> bytes:
             return data if descriptor.digest == digest else await self._document(descriptor)
 
-        image = await read_image(top, host, (self._reference,), fetch)
-        if image is None:
-            raise NotFound(f"image {self._reference} is not built for {host}")
-        return image
+        return await read_image(top, host, (self._reference,), fetch)
 
     @asynccontextmanager
     async def staged(self, layer: LayerSource, key: str) -> AsyncIterator[Path]:

@@ -81,7 +81,8 @@ class TokenRequest:
     """A request to a token server: POST of `form`, or GET without one."""
 
     url: str
-    headers: Mapping[str, str]
+    authorization: str = ""
+    headers: Mapping[str, str] = field(default_factory=dict)
     form: bytes = b""
 
 
@@ -117,6 +118,14 @@ class Authorizer:
     def header(self) -> str:
         """The value of Authorization; empty for none."""
         return self._header
+
+    def secrets(self) -> list[str]:
+        """What must not be seen in anything that the host or its token server writes."""
+        credentials = self._credentials
+        known = [credentials.password, credentials.identity_token, credentials.registry_token, self._header.partition(" ")[2]]
+        if credentials.username:
+            known.append(self._basic().partition(" ")[2])
+        return sorted(filter(None, known), key=len, reverse=True)
 
     def challenged(self, challenges: Sequence[Challenge]) -> TokenRequest | None:
         """What has to be asked of a token server now; None: `header()` has the answer already.
@@ -165,10 +174,9 @@ class Authorizer:
             form = {"grant_type": "refresh_token", "refresh_token": self._credentials.identity_token, "client_id": _CLIENT_ID}
             scopes = " ".join(value for key, value in asked if key == "scope")
             text = urlencode({**form, "service": service, "scope": scopes})
-            return TokenRequest(urlunsplit(realm), {"Content-Type": "application/x-www-form-urlencoded"}, text.encode())
+            return TokenRequest(urlunsplit(realm), "", {"Content-Type": "application/x-www-form-urlencoded"}, text.encode())
         query = urlencode([*parse_qsl(realm.query, keep_blank_values=True), *asked])
-        headers = {"Authorization": self._basic()} if self._credentials.username else {}
-        return TokenRequest(urlunsplit(realm._replace(query=query)), headers)
+        return TokenRequest(urlunsplit(realm._replace(query=query)), self._basic() if self._credentials.username else "")
 
     def _realm(self, text: str) -> SplitResult:
         """The token server's URL. Often another host than the registry's, and named by the registry alone: that is the protocol."""
@@ -179,7 +187,9 @@ class Authorizer:
             realm, host = SplitResult("", "", "", "", ""), ""
         if realm.scheme not in ("http", "https") or not host or realm.username is not None or not text.isascii():
             raise PermissionDenied(f"{self._host} sends for tokens to {text[:200]!r}, which is no URL of a token server")
-        if self._secure and realm.scheme == "http" and not is_loopback(host):
+        # containerd would send them. A registry that is reached over TLS has no reason to have a password pass in the open, and who
+        # could read it there could have put the realm into the way of it. Anonymous requests have nothing to lose.
+        if self._secure and self._credentials and realm.scheme == "http" and not is_loopback(host):
             raise PermissionDenied(f"{self._host} sends for tokens to {text[:200]!r}, where credentials would go unencrypted")
         return realm._replace(fragment="")
 

@@ -11,7 +11,8 @@ from __future__ import annotations
 import asyncio
 import ssl
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, aclosing, asynccontextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias, TypeVar
@@ -31,10 +32,10 @@ from agent.errdefs import (
     Unavailable,
     Unknown,
 )
-from agent.registry.answers import check_status, skipped_bytes
+from agent.registry.answers import check_status, media_type, skipped_bytes
 from agent.registry.auth import Authorizer, Challenge, Credentials, TokenRequest, parse_challenges
 from agent.registry.hosts import PULL, RESOLVE, Host, find_hosts
-from agent.registry.messages import CHUNK, Request, Transient
+from agent.registry.messages import CHUNK, NotTLS, Request, Transient, Unreachable
 from agent.registry.proxies import Proxies
 from agent.registry.tls import default_context, tls_context
 
@@ -60,6 +61,8 @@ _MAX_TOKEN = 1 << 20
 """Bytes of a token server's answer."""
 _MAX_CHALLENGES = 2
 """Answers to a 401 for one request: a token, and another one if the first has run out."""
+_MIN_SECRET = 6
+"""Characters of a header's value that may be a secret; "1" and "true" are none."""
 _PEER_FAULTS = (Unavailable, DeadlineExceeded, NotFound, PermissionDenied, DataLoss, Unknown, FailedPrecondition, InvalidArgument)
 """What another host may do better; a full disk isn't among it."""
 
@@ -124,10 +127,31 @@ class _Endpoint:
         self.authorizing = asyncio.Lock()
         self.failed = False
         """Could not be reached, or was out of order: it is asked last from then on."""
-        self._base = f"{host}{host.path}/{repository}"
+        self._repository = repository
 
     def url(self, path: str) -> str:
-        return f"{self._base}/{path}" + (f"?ns={self.host.namespace}" if self.host.namespace else "")
+        return f"{self.host}{self.host.path}/{self._repository}/{path}" + (f"?ns={self.host.namespace}" if self.host.namespace else "")
+
+    def headers(self, authorization: str, url: str) -> list[tuple[str, str]]:
+        """The headers that `url` alone may see: the operator's, if it is of this host, and Authorization, which goes before theirs."""
+        theirs = self.host.headers if url.startswith(f"{self.host}/") else ()
+        if not authorization:
+            return [*theirs]
+        return [*(pair for pair in theirs if pair[0].lower() != "authorization"), ("Authorization", authorization)]
+
+    def without_tls(self) -> bool:
+        """Go on over plain http, if that is left to try."""
+        if not self.host.plain_too:
+            return False
+        self.host = replace(self.host, scheme="http", plain_too=False)
+        return True
+
+    def hide(self, text: str) -> str:
+        """What the host or its token server wrote, without the secrets that it was shown: some errors echo the request."""
+        secrets = [*self.authorizer.secrets(), *(value for _, value in self.host.headers if len(value) >= _MIN_SECRET)]
+        for secret in secrets:
+            text = text.replace(secret, "[hidden]")
+        return text
 
 
 Pause = Callable[[int, Transient], Awaitable[None]]
@@ -166,15 +190,15 @@ class Repository:
         where else a non-distributable layer can be had; they see no credentials.
         """
 
-        async def download(ask: Open, retries: int) -> T:
-            async with aclosing(self._download(ask, f"blob {digest}", size, retries)) as stream:
+        async def download(ask: Open, retries: int, hide: Callable[[str], str] = str) -> T:
+            async with aclosing(self._download(ask, f"blob {digest}", size, retries, hide)) as stream:
                 return await store(stream)
 
         async def from_endpoint(endpoint: _Endpoint, retries: int) -> T:
             def ask(offset: int) -> AbstractAsyncContextManager[Answer]:
                 return self._ask(endpoint, "GET", f"blobs/{digest}", _range(offset), verified=True)
 
-            return await download(ask, retries)
+            return await download(ask, retries, endpoint.hide)
 
         async def from_url(url: str, retries: int) -> T:
             def ask(offset: int) -> AbstractAsyncContextManager[Answer]:
@@ -230,13 +254,15 @@ class Repository:
         async def attempt() -> str:
             async with self._ask(endpoint, "HEAD", path, _ACCEPT) as answer:
                 if answer.status not in (405, 501):
-                    await check_status(answer, what)
+                    await check_status(answer, what, endpoint.hide)
+                    media_type(answer, what)
                     if (answer.length or 0) > limit:
                         raise InvalidArgument(f"{answer.host}: the manifest of {what} has {answer.length} bytes, more than {limit}")
                     if digest := answer.header("Docker-Content-Digest"):
                         return validate_digest(digest)
             async with self._ask(endpoint, "GET", path, _ACCEPT) as answer:
-                await check_status(answer, what)
+                await check_status(answer, what, endpoint.hide)
+                media_type(answer, what)
                 return digest_of(await answer.read(limit))
 
         found = await self._retrying(retries, attempt)
@@ -247,17 +273,18 @@ class Repository:
     async def _manifest(self, digest: str, limit: int, endpoint: _Endpoint, retries: int) -> Document:
         async def attempt() -> Document:
             async with self._ask(endpoint, "GET", f"manifests/{digest}", _ACCEPT, verified=True) as answer:
-                await check_status(answer, f"manifest {self.name}@{digest}")
+                await check_status(answer, f"manifest {self.name}@{digest}", endpoint.hide)
+                found = media_type(answer, f"manifest {self.name}@{digest}")
                 data = await answer.read(limit)
                 if digest_of(data) != digest:
                     raise DataLoss(f"{answer.host} sends as {self.name}@{digest} what has the digest {digest_of(data)}")
-                return Document(data, answer.header("Content-Type").partition(";")[0].strip().lower())
+                return Document(data, found)
 
         return await self._retrying(retries, attempt)
 
     # Blobs
 
-    async def _download(self, ask: Open, what: str, size: int, retries: int) -> AsyncGenerator[bytes, None]:
+    async def _download(self, ask: Open, what: str, size: int, retries: int, hide: Callable[[str], str]) -> AsyncGenerator[bytes, None]:
         """A blob's bytes, through as many connections as it takes."""
         offset = counted = failures = 0
         loop = asyncio.get_running_loop()
@@ -267,7 +294,7 @@ class Repository:
                 async with ask(offset) as answer:
                     if answer.status == 416 and offset:
                         raise DataLoss(f"{answer.host}: {what} ends after {offset} of {size} bytes")
-                    await check_status(answer, what)
+                    await check_status(answer, what, hide)
                     skip = skipped_bytes(answer, what, offset, size)
                     while chunk := await answer.read_some():
                         heard = loop.time()
@@ -298,18 +325,25 @@ class Repository:
         self, endpoint: _Endpoint, method: str, path: str, headers: Mapping[str, str], *, verified: bool = False
     ) -> AsyncIterator[Answer]:
         """The answer of an endpoint, after what authorization it wants."""
-        host = endpoint.host
-        for _ in range(_MAX_CHALLENGES + 1):
-            authorization = endpoint.authorizer.header()
-            private = [*host.headers, *([("Authorization", authorization)] if authorization else [])]
-            request = Request(method, endpoint.url(path), headers, private, dial_timeout=host.dial_timeout, verified=verified)
-            async with self._transport.send(request, endpoint.tls) as answer:
+        refusals = 0
+        while refusals <= _MAX_CHALLENGES:
+            authorization, url = endpoint.authorizer.header(), endpoint.url(path)
+            private = endpoint.headers(authorization, url)
+            request = Request(method, url, headers, private, dial_timeout=endpoint.host.dial_timeout, verified=verified)
+            async with AsyncExitStack() as stack:
+                try:
+                    answer = await stack.enter_async_context(self._transport.send(request, endpoint.tls))
+                except (NotTLS, Unreachable):
+                    if endpoint.without_tls():
+                        continue
+                    raise
                 if answer.status != 401 or answer.redirected:
                     yield answer
                     return
                 challenges = parse_challenges(answer.all_headers("WWW-Authenticate"))
             await self._authorize(endpoint, authorization, challenges)
-        raise PermissionDenied(f"{host} takes none of the tokens that its token server gives for {self.name}")
+            refusals += 1
+        raise PermissionDenied(f"{endpoint.host} takes none of the tokens that its token server gives for {self.name}")
 
     async def _authorize(self, endpoint: _Endpoint, refused: str, challenges: Sequence[Challenge]) -> None:
         async with endpoint.authorizing:
@@ -322,12 +356,13 @@ class Repository:
         request = Request(
             "POST" if wanted.form else "GET",
             wanted.url,
-            private=[*wanted.headers.items()],
+            wanted.headers,
+            endpoint.headers(wanted.authorization, wanted.url),
             body=wanted.form,
             dial_timeout=endpoint.host.dial_timeout,
         )
         async with self._transport.send(request, endpoint.tls) as answer:
-            await check_status(answer, f"token for {self.name}")
+            await check_status(answer, f"token for {self.name}", endpoint.hide)
             return await answer.read(_MAX_TOKEN)
 
 

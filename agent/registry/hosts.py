@@ -5,7 +5,7 @@
       capabilities = ["pull", "resolve"]             # a host without "resolve" isn't asked what a tag means
       ca = "ca.pem"                                  # or several; paths are relative to the directory
       client = [["client.cert", "client.key"]]       # or "both.pem", or several
-      skip_verify = false
+      skip_verify = false                            # this, ca or client for an http:// host: TLS first, then plain http
       override_path = false                          # true: the URL's path is the API's root, without /v2
       dial_timeout = "5s"
       [host."https://mirror.internal:5000".header]
@@ -36,6 +36,7 @@ FILE = "hosts.toml"
 PULL, RESOLVE = "pull", "resolve"
 _CAPABILITIES = frozenset({PULL, RESOLVE, "push", "referrers"})
 _KEYS = ("capabilities", "ca", "client", "skip_verify", "header", "override_path", "dial_timeout")
+_TLS_KEYS = frozenset({"ca", "client", "skip_verify"})
 _DEFAULT = "_default"
 _DURATION = re.compile(r"(\d+(?:\.\d*)?|\.\d+)(ns|us|µs|ms|s|m|h)")
 _UNITS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
@@ -77,10 +78,12 @@ class Host:
     headers: tuple[tuple[str, str], ...] = field(default=(), repr=False)
     """May hold secrets."""
     dial_timeout: float = timeouts.REGISTRY_DIAL
+    plain_too: bool = False
+    """It is written http://, and yet has settings for TLS: asked over TLS, and over plain http if it doesn't speak that."""
 
     @property
     def secure(self) -> bool:
-        return self.scheme == "https"
+        return self.scheme == "https" and not self.plain_too
 
     def __str__(self) -> str:
         return f"{self.scheme}://{self.authority}"
@@ -152,8 +155,7 @@ class _Table:
         """The registry itself: where images of `domain` come from if nothing else is said."""
         authority = api_host(domain)
         host, port = split_port(authority)
-        with_tls = port == "443" or not {"ca", "client", "skip_verify"}.isdisjoint(self._content)
-        return self._host("https" if with_tls or not is_loopback(host) else "http", authority, "/v2", "")
+        return self._host("https" if port == "443" or not is_loopback(host) else "http", authority, "/v2", "")
 
     def at(self, url: str, domain: str) -> Host:
         """The host at `url`."""
@@ -174,8 +176,10 @@ class _Table:
         return self._host(parts.scheme, authority, path, "" if authority == api_host(domain) else domain)
 
     def _host(self, scheme: str, authority: str, path: str, namespace: str) -> Host:
+        # Port 80 leaves no doubt.
+        plain_too = scheme == "http" and not _TLS_KEYS.isdisjoint(self._content) and split_port(authority)[1] != "80"
         return Host(
-            scheme,
+            "https" if plain_too else scheme,
             authority,
             path,
             namespace,
@@ -185,6 +189,7 @@ class _Table:
             skip_verify=self._flag("skip_verify"),
             headers=self._headers(),
             dial_timeout=self._dial_timeout(),
+            plain_too=plain_too,
         )
 
     def _flag(self, key: str) -> bool:

@@ -16,12 +16,20 @@ class RegistryUnavailable(Unavailable):
     """A registry, or the way to it, is out of order."""
 
 
+class NotTLS(RegistryUnavailable):
+    """A host that was asked over TLS speaks something else, plain http most likely."""
+
+
 class Transient(RegistryUnavailable):
     """Trying again can help. `retry_after`: how many seconds the server wants to be left alone; 0 if it didn't say."""
 
     def __init__(self, message: str, retry_after: float = 0) -> None:
         super().__init__(message)
         self.retry_after = retry_after
+
+
+class Unreachable(Transient):
+    """There is no connection to the host."""
 
 
 @dataclass(frozen=True)

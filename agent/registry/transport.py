@@ -21,13 +21,15 @@ from yarl import URL
 
 from agent import timeouts
 from agent.errdefs import FailedPrecondition, InvalidArgument, Unknown
-from agent.registry.messages import CHUNK, RegistryUnavailable, Request, Transient
+from agent.registry.messages import CHUNK, NotTLS, RegistryUnavailable, Request, Transient, Unreachable
 from agent.registry.proxies import Proxies
 
 MAX_REDIRECTS = 10
 _MAX_HEADER = 1 << 15
 """Bytes of a header; signed URLs of object stores are long."""
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
+_NOT_TLS = frozenset({"WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "HTTP_REQUEST"})
+"""OpenSSL's reasons for an answer to a TLS greeting that is none."""
 _HEADERS = {"User-Agent": f"orlop/{version('orlop')}", "Accept-Encoding": "identity"}
 
 
@@ -39,7 +41,7 @@ class Answer:
         self.status = response.status
         self.host = str(response.url.origin())
         self.redirected = redirected
-        """By another host than the one that was asked."""
+        """By another host than the one that was asked, or sent on by such a one."""
 
     def header(self, name: str) -> str:
         """The header's first value; empty without one."""
@@ -54,20 +56,20 @@ class Answer:
         return self._response.content_length
 
     async def read(self, limit: int) -> bytes:
-        """The whole body.
+        """The whole body, a small document.
 
         Raises:
             InvalidArgument: it has more than `limit` bytes; the rest is not read.
-            Transient: the connection broke.
+            Transient: the connection broke, or not all has come within `timeouts.PULL_SILENCE`, be it in drops.
         """
         data = bytearray()
         if (self.length or 0) <= limit:
-            while chunk := await self.read_some():
-                data += chunk
-                if len(data) > limit:
-                    break
-            else:
-                return bytes(data)
+            with _told(self.host):
+                async with asyncio.timeout(timeouts.PULL_SILENCE):
+                    while len(data) <= limit:
+                        if not (chunk := await self.read_some()):
+                            return bytes(data)
+                        data += chunk
         raise InvalidArgument(f"{self.host} sends a document of more than {limit} bytes; it is not read")
 
     async def read_some(self) -> bytes:
@@ -109,16 +111,18 @@ class Transport:
         """
         url = _url(request.url)
         origin = url.origin()
+        away = False
         for _ in range(MAX_REDIRECTS + 1):
-            private = request.private if url.origin() == origin else ()
-            response = await self._request(request, url, private, tls)
+            response = await self._request(request, url, () if away else request.private, tls)
             try:
                 if response.status not in _REDIRECTS or request.body:
-                    yield Answer(response, redirected=url.origin() != origin)
+                    yield Answer(response, redirected=away)
                     return
                 target = _redirect(url, response.headers.get("Location", ""))
             finally:
                 response.release()
+            # For good: another host must not send our secrets to a place of its choice (Go's CVE-2024-45336).
+            away = away or target.origin() != origin
             if url.scheme == "https" and target.scheme == "http" and not request.verified:
                 raise Unknown(f"{url.origin()} redirects to {target.origin()}, where anybody could change what it says")
             url = target
@@ -184,11 +188,14 @@ def _told(host: str) -> Iterator[None]:
     except aiohttp.ClientConnectorCertificateError as error:
         raise FailedPrecondition(f"{host}: its certificate is not trusted: {_reason(error.certificate_error)}") from None
     except aiohttp.ClientSSLError as error:
-        raise RegistryUnavailable(f"{host}: TLS fails: {_reason(error.os_error)}") from None
+        kind = NotTLS if getattr(error.os_error, "reason", "") in _NOT_TLS else RegistryUnavailable
+        raise kind(f"{host}: TLS fails: {_reason(error.os_error)}") from None
     except aiohttp.ClientHttpProxyError as error:
         raise RegistryUnavailable(f"{host}: the proxy refuses with {error.status}") from None
     except aiohttp.ClientConnectorError as error:
-        raise Transient(f"{host} can't be reached: {_reason(error.os_error)}") from None
+        raise Unreachable(f"{host} can't be reached: {_reason(error.os_error)}") from None
+    except aiohttp.ConnectionTimeoutError:
+        raise Unreachable(f"{host} can't be reached: there is no connection within its dial_timeout") from None
     except aiohttp.SocketTimeoutError:
         raise Transient(f"{host} has sent nothing for {timeouts.PULL_SILENCE:g} s") from None
     except TimeoutError:

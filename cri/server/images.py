@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import AsyncGenerator
 
-from agent.errdefs import FailedPrecondition, InvalidArgument
+from agent.errdefs import FailedPrecondition, InvalidArgument, Unknown
 from agent.images.image import Image
 from agent.pods.context import Pods
 from agent.pods.wire import chunks, element
@@ -14,7 +14,8 @@ from cri.api import api_pb2 as cri
 from cri.server.edge import sentence
 
 _REGISTRY_UNAVAILABLE = "RegistryUnavailable"
-"""https://github.com/kubernetes/cri-api, pkg/errors: what a message begins with, since Go's clients lose the class of an error."""
+"""https://github.com/kubernetes/cri-api, pkg/errors: what a message begins with, since Go's clients lose the class of an error.
+The kubelet's client passes on the message alone, as which it can be known, only of an error with the code UNKNOWN."""
 
 
 async def list_images(pods: Pods, request: cri.ListImagesRequest) -> cri.ListImagesResponse:
@@ -49,7 +50,7 @@ async def pull_image(pods: Pods, request: cri.PullImageRequest) -> cri.PullImage
     """CRI PullImage. `image_ref` is the image's id, as everywhere. A call that is cancelled ends the pull, unless others wait for it.
 
     Raises:
-        RegistryUnavailable: the registry can't be reached or is out of order; with the prefix by which the kubelet tells its users so.
+        Unknown: the registry can't be reached or is out of order; with the prefix by which the kubelet tells its users so.
         as `ImageService.pull`.
     """
     auth = request.auth
@@ -64,7 +65,7 @@ async def pull_image(pods: Pods, request: cri.PullImageRequest) -> cri.PullImage
     try:
         image = await pods.images.pull(_name(request.image), credentials)
     except RegistryUnavailable as error:
-        raise RegistryUnavailable(f"{_REGISTRY_UNAVAILABLE}: {sentence(error)}") from error
+        raise Unknown(f"{_REGISTRY_UNAVAILABLE}: {sentence(error)}") from error
     return cri.PullImageResponse(image_ref=image.id)
 
 

@@ -102,15 +102,43 @@ async def test_an_index_by_platform(node: ImageNode, registry: FakeRegistry, doc
     assert image.digests == (f"{registry.domain}/app@{index}",)
     assert len(image.manifests) == 2
     assert node.images.find(f"{registry.domain}/app@{index}") == image
-    with pytest.raises(NotFound, match="not built for linux/pdp11"):
+    with pytest.raises(NotFound, match=f"^image .*/app:v1 is not built for linux/pdp11, but for linux/vax, linux/{ARCHITECTURE}$"):
         await node.images.pull(f"{registry.domain}/app:v1", platform=Platform("linux", "pdp11"))
     await node.images.remove(image.id)
     nothing_left(node)
 
 
+@pytest.mark.parametrize(
+    ("host", "chosen"),
+    [
+        (Platform("linux", "arm", "v7"), "arm/v7"),
+        (Platform("linux", "arm", "v6"), "arm/v6"),
+        (Platform("linux", "arm64", "v8"), "arm64"),
+        (Platform("linux", "amd64"), "amd64"),
+    ],
+)
+async def test_an_index_with_variants(node: ImageNode, registry: FakeRegistry, host: Platform, chosen: str) -> None:
+    def build(blobs: Blobs) -> dict[str, Any]:
+        manifests = []
+        for name in ("amd64/v3", "amd64", "arm/v5", "arm/v7", "arm/v6", "arm64"):
+            architecture, _, variant = name.partition("/")
+            top = add_image(blobs, [layer_tar({name: b""})])
+            manifest = json.loads(blobs.files.pop("blobs/" + top["digest"].replace(":", "/")))
+            document = json.loads(blobs.files.pop("blobs/" + manifest["config"]["digest"].replace(":", "/")))
+            platform = {"os": "linux", "architecture": architecture, **({"variant": variant} if variant else {})}
+            document.update(platform, config={"Labels": {"for": name}})
+            manifest["config"] = blobs.add_json(document, manifest["config"]["mediaType"])
+            manifests.append({**blobs.add_json(manifest, MANIFEST), "platform": platform})
+        return blobs.add_json({"schemaVersion": 2, "mediaType": INDEX, "manifests": manifests}, INDEX)
+
+    registry.add_blobs("app", build, "v1")
+    image = await node.images.pull(f"{registry.domain}/app:v1", platform=host)
+    assert image.config.labels == {"for": chosen}
+
+
 async def test_a_manifest_for_another_platform(node: ImageNode, registry: FakeRegistry) -> None:
     registry.add_image("app", [BASE], "v1")
-    with pytest.raises(NotFound, match="not built for linux/vax"):
+    with pytest.raises(NotFound, match=f"not built for linux/vax, but for linux/{ARCHITECTURE}$"):
         await node.images.pull(f"{registry.domain}/app:v1", platform=Platform("linux", "vax"))
     nothing_left(node)
 
@@ -207,7 +235,7 @@ CONFIG = {"mediaType": f"{OCI}.config.v1+json", "digest": digest(b"{}"), "size":
         (document(config={**CONFIG, "size": 10 << 30}), MANIFEST, InvalidArgument, "has 10737418240 bytes, more than"),
         (document(config=CONFIG), MANIFEST, InvalidArgument, "no 'rootfs'"),
         (document(config={**CONFIG, "size": 3}), MANIFEST, DataLoss, "comes with 2 bytes, its manifest says 3"),
-        (document(manifests=[]), INDEX, NotFound, "not built for"),
+        (document(manifests=[]), INDEX, NotFound, "nor for any other platform"),
         (document(manifests=[{"mediaType": MANIFEST, "digest": digest(b"{"), "size": 9}]), INDEX, DataLoss, "is damaged"),
     ],
 )

@@ -7,14 +7,14 @@ import subprocess
 from pathlib import Path
 
 
-def make(folder: Path, name: str, *, issuer: str = "", address: str = "127.0.0.1") -> Path:
+def make(folder: Path, name: str, *, issuer: str = "", names: str = "IP:127.0.0.1") -> Path:
     """<name>.pem and <name>.key in `folder`: an authority, or what the authority `issuer` vouches for. Returns the certificate."""
     certificate = folder / f"{name}.pem"
     command = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2"]
     command += ["-subj", f"/CN={name}", "-out", str(certificate), "-keyout", str(folder / f"{name}.key")]
     if issuer:
         command += ["-CA", str(folder / f"{issuer}.pem"), "-CAkey", str(folder / f"{issuer}.key"), "-addext", "basicConstraints=CA:FALSE"]
-        command += ["-addext", f"subjectAltName=IP:{address}"]
+        command += ["-addext", f"subjectAltName={names}"]
     subprocess.run(command, check=True, capture_output=True)
     return certificate
 

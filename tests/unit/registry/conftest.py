@@ -7,10 +7,29 @@ from pathlib import Path
 import pytest
 import tenacity
 
+from agent.content import digest_of
+from agent.errdefs import DataLoss
 from agent.registry import Credentials, RegistryClient, Repository
-from tests.unit.registry.fake import FakeRegistry
+from tests.images import digest
+from tests.unit.registry.fake import MANIFEST, FakeRegistry
 
 ANONYMOUS = Credentials()
+PASSWORD = Credentials(username="me", password="s3cret")
+LIMIT = 4 << 20
+DATA = bytes(range(256)) * 20_000
+DOCUMENT = b'{"schemaVersion": 2}'
+
+
+async def gather(stream: AsyncIterator[bytes]) -> bytes:
+    """What the content store does: take the bytes, and believe the digest alone."""
+    data = b"".join([chunk async for chunk in stream])
+    if digest_of(data) != digest(DATA):
+        raise DataLoss(f"the digest is {digest_of(data)}")
+    return data
+
+
+async def fetch(repository: Repository) -> bytes:
+    return await repository.fetch(digest(DATA), len(DATA), gather)
 
 
 class Client:
@@ -52,3 +71,14 @@ async def registry() -> AsyncIterator[FakeRegistry]:
 async def mirror() -> AsyncIterator[FakeRegistry]:
     async with FakeRegistry() as registry:
         yield registry
+
+
+@pytest.fixture
+def filled(registry: FakeRegistry) -> None:
+    """`registry` has the image app:1, if it can be called one, and DATA."""
+    fill(registry)
+
+
+def fill(registry: FakeRegistry) -> None:
+    registry.add_manifest("app", DOCUMENT, MANIFEST, "1")
+    registry.blobs[digest(DATA)] = DATA

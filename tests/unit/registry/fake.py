@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import ssl
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
+from agent.registry import Credentials
 from tests.images import OCI, Blobs, add_image, digest, layer_tar
 
 MANIFEST = f"{OCI}.manifest.v1+json"
@@ -44,10 +46,52 @@ class Reply:
     cut: int | None = None
     """Bytes of the body after which the connection is reset."""
     stall: int | None = None
-    """Bytes of the body after which nothing comes any more; -1: not even the headers."""
+    """Bytes of the body after which nothing comes any more; -1: not even the headers; -2: half of them."""
 
 
 Rule = Callable[[Seen], Reply | None]
+
+
+def basic(credentials: Credentials) -> str:
+    return f"Basic {base64.b64encode(f'{credentials.username}:{credentials.password}'.encode()).decode()}"
+
+
+def demand(*challenges: str, accept: str) -> Rule:
+    """A registry that lets nobody in but with this Authorization."""
+    return lambda seen: (
+        None if seen.headers.get("authorization") == accept else Reply(401, headers={"WWW-Authenticate": ", ".join(challenges)})
+    )
+
+
+def redirect(to: str, status: int = 307) -> Reply:
+    return Reply(status, b"moved", {"Location": to})
+
+
+@asynccontextmanager
+async def serving(handle: Callable[[asyncio.StreamReader, asyncio.StreamWriter], Coroutine[Any, Any, None]]) -> AsyncIterator[str]:
+    """A server that is no registry: `handle` has each connection until it returns. Yields "127.0.0.1:<port>"."""
+    connections: set[asyncio.Task[None]] = set()
+
+    async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task
+        connections.add(task)
+        try:
+            with suppress(ConnectionError, asyncio.IncompleteReadError, asyncio.CancelledError):
+                await handle(reader, writer)
+        finally:
+            connections.discard(task)
+            writer.close()
+
+    server = await asyncio.start_server(connected, "127.0.0.1", 0)
+    try:
+        yield f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    finally:
+        server.close()
+        for task in list(connections):
+            task.cancel()
+        await asyncio.gather(*connections, return_exceptions=True)
+        await server.wait_closed()
 
 
 class FakeRegistry:
@@ -63,6 +107,8 @@ class FakeRegistry:
         self.gates: dict[str, asyncio.Event] = {}
         """By method: answers that wait."""
         self.seen: list[Seen] = []
+        self.greetings = 0
+        """Of TLS, where none is spoken."""
         self.busy = 0
         self.most_busy = 0
         """Requests for blobs at the same time."""
@@ -158,6 +204,7 @@ class FakeRegistry:
     async def _serve_one(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
         first = await reader.readexactly(1)
         if first == b"\x16":  # TLS where none is expected
+            self.greetings += 1
             writer.write(b"HTTP/1.1 400 Bad Request\r\n\r\n")
             return False
         head = (first + await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
@@ -182,9 +229,10 @@ class FakeRegistry:
             await asyncio.Event().wait()
         headers = {"Content-Length": str(len(reply.body)), **reply.headers}
         lines = [f"HTTP/1.1 {reply.status} {reply.status}", *(f"{name}: {value}" for name, value in headers.items() if value), "", ""]
-        writer.write("\r\n".join(lines).encode("latin-1"))
+        head = "\r\n".join(lines).encode("latin-1")
+        writer.write(head[: len(head) // 2] if reply.stall == -2 else head)
         end = next((count for count in (reply.cut, reply.stall) if count is not None), len(reply.body))
-        if method != "HEAD":
+        if method != "HEAD" and end > 0:
             writer.write(reply.body[:end])
         await writer.drain()
         if reply.stall is not None:

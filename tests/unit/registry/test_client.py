@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import base64
 import json
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from email.utils import formatdate
-from pathlib import Path
 from urllib.parse import parse_qs
 
 import pytest
 
 from agent import timeouts
-from agent.content import digest_of
 from agent.errdefs import (
     DataLoss,
     DeadlineExceeded,
@@ -26,34 +23,12 @@ from agent.errdefs import (
     Unavailable,
     Unknown,
 )
-from agent.registry import Credentials, Repository
+from agent.registry import Credentials
 from tests.images import digest
-from tests.unit.registry import certificates
-from tests.unit.registry.conftest import Client
-from tests.unit.registry.fake import MANIFEST, FakeRegistry, Reply, Seen
+from tests.unit.registry.conftest import DATA, DOCUMENT, LIMIT, PASSWORD, Client, fetch, gather
+from tests.unit.registry.fake import MANIFEST, FakeRegistry, Reply, Seen, basic, demand, redirect
 
-LIMIT = 4 << 20
-DATA = bytes(range(256)) * 20_000
-DOCUMENT = b'{"schemaVersion": 2}'
-PASSWORD = Credentials(username="me", password="s3cret")
-
-
-async def gather(stream: AsyncIterator[bytes]) -> bytes:
-    """What the content store does: take the bytes, and believe the digest alone."""
-    data = b"".join([chunk async for chunk in stream])
-    if digest_of(data) != digest(DATA):
-        raise DataLoss(f"the digest is {digest_of(data)}")
-    return data
-
-
-async def fetch(repository: Repository) -> bytes:
-    return await repository.fetch(digest(DATA), len(DATA), gather)
-
-
-@pytest.fixture(autouse=True)
-def filled(registry: FakeRegistry) -> None:
-    registry.add_manifest("app", DOCUMENT, MANIFEST, "1")
-    registry.blobs[digest(DATA)] = DATA
+pytestmark = pytest.mark.usefixtures("filled")
 
 
 async def test_a_pull(client: Client, registry: FakeRegistry) -> None:
@@ -93,16 +68,6 @@ async def test_bytes_that_a_store_calls_encoded(client: Client, registry: FakeRe
 
 
 # Authorization
-
-
-def demand(*challenges: str, accept: str) -> Callable[[Seen], Reply | None]:
-    return lambda seen: (
-        None if seen.headers.get("authorization") == accept else Reply(401, headers={"WWW-Authenticate": ", ".join(challenges)})
-    )
-
-
-def basic(credentials: Credentials) -> str:
-    return f"Basic {base64.b64encode(f'{credentials.username}:{credentials.password}'.encode()).decode()}"
 
 
 async def test_basic(client: Client, registry: FakeRegistry) -> None:
@@ -187,10 +152,6 @@ async def test_token_servers_that_fail(
 
 
 # Redirects
-
-
-def redirect(to: str, status: int = 307) -> Reply:
-    return Reply(status, b"moved", {"Location": to})
 
 
 async def test_a_blob_elsewhere_is_fetched_without_secrets(client: Client, registry: FakeRegistry, mirror: FakeRegistry) -> None:
@@ -282,6 +243,16 @@ async def test_a_digest_that_is_a_lie(client: Client, registry: FakeRegistry) ->
     async with client.open(registry) as repository:
         with pytest.raises(InvalidArgument, match="'md5:1' is not a digest"):
             await repository.resolve("1", LIMIT)
+
+
+@pytest.mark.parametrize("method", ["HEAD", "GET"])
+async def test_schema_1(client: Client, registry: FakeRegistry, method: str) -> None:
+    """Its digest is not that of its bytes, which for anything else would mean that it is damaged."""
+    signed = {"Content-Type": "application/vnd.docker.distribution.manifest.v1+prettyjws", "Docker-Content-Digest": digest(b"a part")}
+    registry.rule(Reply(200, b'{"schemaVersion": 1, "signatures": []}', signed), method=method)
+    async with client.open(registry) as repository:
+        with pytest.raises(InvalidArgument, match=f"{registry.domain} has .*/app.* only in Docker's schema 1, which nothing builds"):
+            await repository.manifest(await repository.resolve("1", LIMIT), LIMIT)
 
 
 HALF = len(DATA) // 2
@@ -542,117 +513,3 @@ async def test_a_foreign_layer_is_fetched_from_its_maker(client: Client, registr
             await repository.fetch(digest(DATA), len(DATA), gather, ["ftp://x/", urls[0]])
     assert len(raised.value.__notes__) == 2
     assert not [seen for seen in mirror.seen if "authorization" in seen.headers]
-
-
-# TLS and proxies
-
-
-@pytest.fixture(scope="module")
-def keys(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("keys")
-    for name, issuer in (("ca", ""), ("server", "ca"), ("client", "ca"), ("other", "")):
-        certificates.make(folder, name, issuer=issuer)
-    return folder
-
-
-async def test_certificates(client: Client, keys: Path) -> None:
-    async with FakeRegistry(certificates.server(keys, "server")) as registry:
-        registry.add_manifest("app", DOCUMENT, MANIFEST, "1")
-        server = f'server = "https://{registry.domain}"\n'
-        client.hosts(server)
-        async with client.open("reg.test") as repository:
-            with pytest.raises(FailedPrecondition, match=f"https://{registry.domain}: its certificate is not trusted: "):
-                await repository.resolve("1", LIMIT)
-        for setting in (f'ca = "{keys}/ca.pem"', f'ca = ["{keys}/other.pem", "{keys}/ca.pem"]', "skip_verify = true"):
-            client.hosts(server + setting)
-            async with client.open("reg.test") as repository:
-                assert await repository.resolve("1", LIMIT) == digest(DOCUMENT)
-        client.hosts(f'server = "http://{registry.domain}"')
-        async with client.open("reg.test") as repository:
-            with pytest.raises((Unavailable, Unknown)):
-                await repository.resolve("1", LIMIT)
-
-
-async def test_plain_http_where_tls_is_expected(client: Client, registry: FakeRegistry) -> None:
-    client.hosts(f'server = "https://{registry.domain}"')
-    async with client.open("reg.test") as repository:
-        with pytest.raises(Unavailable, match="TLS fails"):
-            await repository.resolve("1", LIMIT)
-
-
-async def test_a_clients_certificate(client: Client, keys: Path) -> None:
-    async with FakeRegistry(certificates.server(keys, "server", clients="ca")) as registry:
-        registry.add_manifest("app", DOCUMENT, MANIFEST, "1")
-        server = f'server = "https://{registry.domain}"\nca = "{keys}/ca.pem"\n'
-        client.hosts(server + f'client = [["{keys}/client.pem", "{keys}/client.key"]]')
-        async with client.open("reg.test") as repository:
-            assert await repository.resolve("1", LIMIT) == digest(DOCUMENT)
-        client.hosts(server)
-        async with client.open("reg.test") as repository:
-            with pytest.raises(Unavailable):
-                await repository.resolve("1", LIMIT)
-
-
-@pytest.mark.parametrize(
-    ("setting", "sentence"),
-    [
-        ('ca = "missing.pem"', r"hosts\.toml: ca: .*/missing\.pem: it can't be read: No such file"),
-        ('ca = "hosts.toml"', r"ca: .*/hosts\.toml: it holds no certificate or key in PEM"),
-        ('client = "{keys}/client.pem"', r"client: .*/client\.pem: it holds no certificate or key"),
-        (
-            'client = [["{keys}/client.pem", "{keys}/other.key"]]',
-            r"client: .*/client\.pem and .*/other\.key: it holds no .* \(KEY_VALUES_MISMATCH\)",
-        ),
-        ('[host."https://m.test"]\nca = "missing.pem"', r'hosts\.toml: host\."https://m\.test"\.ca: '),
-    ],
-)
-async def test_certificates_that_are_wrong(client: Client, keys: Path, setting: str, sentence: str) -> None:
-    client.hosts(setting.format(keys=keys))
-    with pytest.raises(InvalidArgument, match=sentence):
-        async with client.open("reg.test"):
-            pass
-
-
-async def test_no_redirect_leaves_tls_unless_a_digest_protects_it(client: Client, keys: Path, registry: FakeRegistry) -> None:
-    async with FakeRegistry(certificates.server(keys, "server")) as secure:
-        client.hosts(f'server = "https://{secure.domain}"\nca = "{keys}/ca.pem"')
-        secure.rule(lambda seen: redirect(f"http://{registry.domain}{seen.target}"))
-        async with client.open("reg.test") as repository:
-            assert await repository.manifest(digest(DOCUMENT), LIMIT) == (DOCUMENT, MANIFEST)
-            assert await fetch(repository) == DATA
-            with pytest.raises(Unknown, match="where anybody could change"):
-                await repository.resolve("1", LIMIT)
-
-
-async def test_a_proxy(client: Client, mirror: FakeRegistry) -> None:
-    client.environment = {"http_proxy": f"http://me:s3cret%21@{mirror.domain}", "NO_PROXY": "10.0.0.0/8"}
-    mirror.add_manifest("app", DOCUMENT, MANIFEST, "1")
-    mirror.rule(lambda seen: Reply(200, DOCUMENT, {"Docker-Content-Digest": digest(DOCUMENT)}))
-    client.hosts('server = "http://reg.test"')
-    async with client.open("reg.test") as repository:
-        assert await repository.resolve("1", LIMIT) == digest(DOCUMENT)
-    (seen,) = mirror.seen
-    assert seen.target == "http://reg.test/v2/app/manifests/1"
-    assert seen.headers["proxy-authorization"] == basic(Credentials("me", "s3cret!"))
-
-
-async def test_a_proxy_that_refuses(client: Client, mirror: FakeRegistry) -> None:
-    client.environment = {"https_proxy": f"http://me:s3cret@{mirror.domain}"}
-    mirror.rule(Reply(407))
-    async with client.open("reg.test") as repository:
-        with pytest.raises(
-            Unavailable, match=rf"https://reg\.test \(by the proxy http://{mirror.domain}\): the proxy refuses with 407"
-        ) as raised:
-            await repository.resolve("1", LIMIT)
-    assert "s3cret" not in str(raised.value)
-    assert mirror.seen[0].method == "CONNECT"
-    assert mirror.seen[0].target == "reg.test:443"
-
-
-async def test_a_proxy_that_is_gone(client: Client) -> None:
-    async with FakeRegistry() as gone:
-        client.environment = {"https_proxy": f"http://me:s3cret@{gone.domain}"}
-    async with client.open("reg.test") as repository:
-        with pytest.raises(Unavailable, match=r"can't be reached") as raised:
-            await repository.resolve("1", LIMIT)
-    assert "s3cret" not in str(raised.value)

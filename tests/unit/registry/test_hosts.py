@@ -81,7 +81,7 @@ def test_every_key(tmp_path: Path) -> None:
     b, a, own, server = find_hosts(tmp_path, "reg.test")
     assert urls((b, a, own, server)) == [
         "https://b.test/us/v2?ns=reg.test",
-        "http://a.test:5000/root?ns=reg.test",
+        "https://a.test:5000/root?ns=reg.test",
         "https://reg.test/v2",
         "https://up.test/v2?ns=reg.test",
     ]
@@ -97,6 +97,7 @@ def test_every_key(tmp_path: Path) -> None:
     assert "hush" not in repr(b)
     assert [pair.certificate.name for pair in a.certificates] == ["one.pem", "two.pem"]
     assert RESOLVE in a.capabilities
+    assert [host.plain_too for host in (b, a, own, server)] == [False, True, False, False]
     assert (own.certificates[0].certificate, own.dial_timeout) == (folder / "both.pem", 0.2)
     assert server.capabilities == {"pull"}
     assert server.authorities == (Authority(Path("/etc/top.pem"), f"{file}: ca"),)
@@ -141,7 +142,26 @@ def test_certificates_in_the_way_of_docker(tmp_path: Path) -> None:
     ]
     (tmp_path / "localhost:5000").mkdir()
     (tmp_path / "localhost:5000/ca.crt").touch()
-    assert urls(find_hosts(tmp_path, "localhost:5000")) == ["https://localhost:5000/v2"]
+    (host,) = find_hosts(tmp_path, "localhost:5000")
+    assert (urls((host,)), host.plain_too) == (["https://localhost:5000/v2"], True)
+
+
+@pytest.mark.parametrize(
+    ("url", "setting", "first", "plain_too"),
+    [
+        ("http://a.test:5000", "skip_verify = true", "https://a.test:5000", True),
+        ("http://a.test", "ca = 'a.pem'", "https://a.test", True),
+        ("http://a.test:80", "skip_verify = true", "http://a.test:80", False),
+        ("http://a.test:5000", "dial_timeout = '1s'", "http://a.test:5000", False),
+        ("https://a.test:5000", "skip_verify = true", "https://a.test:5000", False),
+    ],
+)
+def test_http_with_settings_for_tls(tmp_path: Path, url: str, setting: str, first: str, plain_too: bool) -> None:
+    """As in "Bypass TLS Verification Example" of containerd's docs/hosts.md: such a host is asked over TLS first."""
+    write(tmp_path, "reg.test", f'[host."{url}"]\n{setting}')
+    host = find_hosts(tmp_path, "reg.test")[0]
+    assert (str(host), host.plain_too) == (first, plain_too)
+    assert host.secure is (url.startswith("https"))
 
 
 @pytest.mark.parametrize(
