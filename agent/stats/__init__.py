@@ -10,7 +10,23 @@ from agent.stats.cgroup import Cgroup
 from agent.stats.meter import Meter
 from agent.stats.network import Interface, parse_interfaces
 from agent.stats.rate import Rate
+from agent.stats.readout import Readout, Subject, Value
 from agent.stats.sample import Memory, Pressure, Sample, Stall, Swap
 from agent.stats.sampler import Sampler
 
-__all__ = ["Cgroup", "Interface", "Memory", "Meter", "Pressure", "Rate", "Sample", "Sampler", "Stall", "Swap", "parse_interfaces"]
+__all__ = [
+    "Cgroup",
+    "Interface",
+    "Memory",
+    "Meter",
+    "Pressure",
+    "Rate",
+    "Readout",
+    "Sample",
+    "Sampler",
+    "Stall",
+    "Subject",
+    "Swap",
+    "Value",
+    "parse_interfaces",
+]

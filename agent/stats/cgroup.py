@@ -28,7 +28,8 @@ class Cgroup:
     def __init__(self, directories: Mapping[str, str]) -> None:
         """`directories` by controller: "cpuacct", "memory", "pids" on v1, `cgroupfs.UNIFIED` on v2."""
         self._directories = directories
-        self._v1 = "cpuacct" in directories or "memory" in directories
+        self.v1 = "cpuacct" in directories or "memory" in directories
+        """Whether its files are those of v1."""
 
     @classmethod
     def of_process(cls, membership: Mapping[str, str], controllers: Mapping[str, Path]) -> Cgroup:
@@ -52,26 +53,39 @@ class Cgroup:
     def read(self) -> Sample | None:
         """A sample; None when the cgroup is gone, also if it goes while it is read. Raises OSError for what no kernel should answer."""
         try:
-            return self._read_v1() if self._v1 else self._read_v2()
-        except _GoneError:
+            return self._read_v1() if self.v1 else self._read_v2()
+        except GoneError:
             return None
 
     def oom_kills(self) -> int:
         """How many of its processes the OOM killer has killed, for its own limit or one above; 0 if it is gone."""
         try:
-            data = self._file("memory", "memory.oom_control") if self._v1 else self._unified("memory.events")
-        except _GoneError:
+            data = self.file("memory", "memory.oom_control") if self.v1 else self.unified("memory.events")
+        except GoneError:
             return 0
         return parsers.value(parsers.flat(data or b""), b"oom_kill")
 
+    def processes(self) -> set[int] | None:
+        """The processes in it and below it; None if it is nowhere. Raises GoneError, OSError."""
+        controller = next((name for name in (("memory", "cpuacct") if self.v1 else (cgroupfs.UNIFIED,)) if name in self._directories), None)
+        if controller is None:
+            return None
+        found = self.file(controller, "cgroup.procs") or b""
+        directory = self._directories[controller]
+        # A directory of a cgroup file system has a link more for each one in it, so that most need not be listed.
+        if (links := _links(directory)) is not None and links != 2:
+            below = [path for path, _, _ in os.walk(directory) if path != directory]
+            found = b"\n".join([found, *(_members(path) for path in below)])
+        return {int(number) for number in found.split()}
+
     def _read_v1(self) -> Sample:
         now, clock = time.time_ns(), time.monotonic_ns()
-        cpu = parsers.number(self._file("cpuacct", "cpuacct.usage"))
-        usage = parsers.number(self._file("memory", "memory.usage_in_bytes"))
+        cpu = parsers.number(self.file("cpuacct", "cpuacct.usage"))
+        usage = parsers.number(self.file("memory", "memory.usage_in_bytes"))
         memory = swap = None
         if usage is not None:
-            stat = parsers.flat(self._file("memory", "memory.stat") or b"")
-            limit = parsers.limit(self._file("memory", "memory.limit_in_bytes"))
+            stat = parsers.flat(self.file("memory", "memory.stat") or b"")
+            limit = parsers.limit(self.file("memory", "memory.limit_in_bytes"))
             memory = Memory.of(
                 usage,
                 inactive_file=parsers.value(stat, b"total_inactive_file"),
@@ -81,50 +95,51 @@ class Cgroup:
                 limit=limit,
             )
             if b"total_swap" in stat:
-                both = parsers.limit(self._file("memory", "memory.memsw.limit_in_bytes"))
+                both = parsers.limit(self.file("memory", "memory.memsw.limit_in_bytes"))
                 allowed = None if both is None or limit is None else both - limit
                 swap = Swap.of(parsers.value(stat, b"total_swap"), allowed)
-        tasks = parsers.number(self._file("pids", "pids.current"))
+        tasks = parsers.number(self.file("pids", "pids.current"))
         return Sample(now, clock, cpu, memory, swap, tasks)
 
     def _read_v2(self) -> Sample:
         now, clock = time.time_ns(), time.monotonic_ns()
-        cpu = parsers.flat(self._unified("cpu.stat") or b"")
-        usage = parsers.number(self._unified("memory.current"))
+        cpu = parsers.flat(self.unified("cpu.stat") or b"")
+        usage = parsers.number(self.unified("memory.current"))
         memory = swap = None
         if usage is not None:
-            stat = parsers.flat(self._unified("memory.stat") or b"")
+            stat = parsers.flat(self.unified("memory.stat") or b"")
             memory = Memory.of(
                 usage,
                 inactive_file=parsers.value(stat, b"inactive_file"),
                 rss=parsers.value(stat, b"anon"),  # v2 has no better word for it; cAdvisor and containerd say the same
                 page_faults=parsers.value(stat, b"pgfault"),
                 major_page_faults=parsers.value(stat, b"pgmajfault"),
-                limit=parsers.limit(self._unified("memory.max")),
+                limit=parsers.limit(self.unified("memory.max")),
             )
-            swapped = parsers.number(self._unified("memory.swap.current"))
+            swapped = parsers.number(self.unified("memory.swap.current"))
             if swapped is not None:
-                swap = Swap.of(swapped, parsers.limit(self._unified("memory.swap.max")))
+                swap = Swap.of(swapped, parsers.limit(self.unified("memory.swap.max")))
         return Sample(
             now,
             clock,
             cpu=parsers.value(cpu, b"usage_usec") * 1000 if b"usage_usec" in cpu else None,
             memory=memory,
             swap=swap,
-            tasks=parsers.number(self._unified("pids.current")),
-            cpu_pressure=parsers.pressure(self._unified("cpu.pressure")),
-            memory_pressure=parsers.pressure(self._unified("memory.pressure")),
-            io_pressure=parsers.pressure(self._unified("io.pressure")),
+            tasks=parsers.number(self.unified("pids.current")),
+            cpu_pressure=parsers.pressure(self.unified("cpu.pressure")),
+            memory_pressure=parsers.pressure(self.unified("memory.pressure")),
+            io_pressure=parsers.pressure(self.unified("io.pressure")),
         )
 
-    def _unified(self, name: str) -> bytes | None:
-        return self._file(cgroupfs.UNIFIED, name)
+    def unified(self, name: str) -> bytes | None:
+        """As `file`, of the v2 hierarchy."""
+        return self.file(cgroupfs.UNIFIED, name)
 
-    def _file(self, controller: str, name: str) -> bytes | None:
-        """A file's content; None if the cgroup doesn't have that file.
+    def file(self, controller: str, name: str) -> bytes | None:
+        """A file's content; None if the cgroup doesn't have that file. `controller` as in `directories`.
 
         Raises:
-            _GoneError: the cgroup isn't there.
+            GoneError: the cgroup isn't there.
         """
         directory = self._directories.get(controller)
         if directory is None:
@@ -135,9 +150,26 @@ class Cgroup:
             if error.errno not in _ABSENT:
                 raise
             if error.errno == errno.ENODEV or not os.path.isdir(directory):
-                raise _GoneError from error
+                raise GoneError from error
             return None
 
 
-class _GoneError(Exception):
+class GoneError(Exception):
     """The cgroup was removed."""
+
+
+def _links(directory: str) -> int | None:
+    try:
+        return os.stat(directory).st_nlink
+    except FileNotFoundError:
+        return None
+
+
+def _members(directory: str) -> bytes:
+    """The processes of a cgroup below; none if it is gone by now, or is a threaded one, whose processes are listed above."""
+    try:
+        return files.read(f"{directory}/cgroup.procs")
+    except OSError as error:
+        if error.errno not in _ABSENT:
+            raise
+        return b""

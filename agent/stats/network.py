@@ -16,9 +16,13 @@ class Interface:
 
     name: str
     rx_bytes: int
+    rx_packets: int
     rx_errors: int
+    rx_dropped: int
     tx_bytes: int
+    tx_packets: int
     tx_errors: int
+    tx_dropped: int
 
 
 def parse_interfaces(data: bytes) -> list[Interface]:
@@ -27,8 +31,8 @@ def parse_interfaces(data: bytes) -> list[Interface]:
     for line in data.splitlines():
         name, colon, counters = line.partition(b":")
         numbers = counters.split()
-        if not colon or len(numbers) < 11 or not all(number.isdigit() for number in numbers):
+        if not colon or len(numbers) < 12 or not all(number.isdigit() for number in numbers):
             continue
-        received_bytes, received_errors, sent_bytes, sent_errors = (int(numbers[column]) for column in (0, 2, 8, 10))
-        interfaces.append(Interface(name.strip().decode(errors="replace"), received_bytes, received_errors, sent_bytes, sent_errors))
+        # bytes, packets, errors, dropped, each way
+        interfaces.append(Interface(name.strip().decode(errors="replace"), *map(int, numbers[0:4]), *map(int, numbers[8:12])))
     return [interface for interface in interfaces if interface.name != _LOOPBACK]

@@ -70,7 +70,10 @@ def test_no_content_of_a_file_is_an_error(data: bytes) -> None:
 
 
 def test_interfaces() -> None:
-    assert parse_interfaces(NET_DEV) == [Interface("eth0", 123456789012, 3, 321, 12), Interface("net1@if2", 1, 3, 4, 6)]
+    assert parse_interfaces(NET_DEV) == [
+        Interface("eth0", 123456789012, 200, 3, 4, 321, 301, 12, 13),
+        Interface("net1@if2", 1, 2, 3, 0, 4, 5, 6, 0),
+    ]
 
 
 names = st.text(string.ascii_letters + string.digits + "-_.@", min_size=1, max_size=15).filter(lambda name: name != "lo")
@@ -81,5 +84,5 @@ def test_each_interface_has_its_own_columns(table: dict[str, list[int]]) -> None
     headings = NET_DEV.splitlines(keepends=True)[:2]
     # The kernel puts no space between the colon and a number that fills its column.
     lines = [f"{name:>6}:{' '.join(map(str, numbers))}\n".encode() for name, numbers in table.items()]
-    expected = [Interface(name, n[0], n[2], n[8], n[10]) for name, n in table.items()]
+    expected = [Interface(name, *n[0:4], *n[8:12]) for name, n in table.items()]
     assert parse_interfaces(b"".join(headings + lines)) == expected
