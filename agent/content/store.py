@@ -11,7 +11,6 @@ Files are opened, written and synced in threads; the event loop only passes chun
 from __future__ import annotations
 
 import errno
-import hashlib
 import os
 import threading
 from collections.abc import AsyncIterator, Iterator
@@ -20,7 +19,7 @@ from pathlib import Path
 
 from agent import failpoints
 from agent.aio import KeyedLock, Supervisor, in_thread
-from agent.content.digest import ALGORITHM, digest_of, validate_digest
+from agent.content.digest import ALGORITHM, digest_of, hasher, validate_digest
 from agent.errdefs import DataLoss, InvalidArgument, NotFound, ResourceExhausted
 from agent.identifiers import validate
 
@@ -64,12 +63,12 @@ class ContentStore:
         Raises:
             DataLoss: the bytes are not those of `digest`, or not `size` many; reading stops as soon as they are too many.
             ResourceExhausted: the disk is full.
-            InvalidArgument: `digest` or `key` is malformed.
+            InvalidArgument: `digest`, which must be a sha256, or `key` is malformed.
         """
         validate(key, "ingest key")
         if not digest:
             return await self._ingest(source, key, digest, size)
-        validate_digest(digest)
+        validate_digest(digest, (ALGORITHM,))
         async with self._locks.hold(digest):  # two images that share a blob: the second waits and finds it
             if digest in self._sizes:
                 return digest
@@ -89,9 +88,9 @@ class ContentStore:
     async def staged(self, source: AsyncIterator[bytes], key: str, digest: str = "", size: int | None = None) -> AsyncIterator[Path]:
         """A file with what `source` yields, there for as long as the context. Verified as by `ingest`, and with its errors and keys."""
         validate(key, "ingest key")
-        partial = _Partial(self._ingests / key)
+        partial = _Partial(self._ingests / key, digest and validate_digest(digest))
         try:
-            with self._disk_full_told((digest and validate_digest(digest)) or key):
+            with self._disk_full_told(digest or key):
                 await self._write(source, partial, digest, size)
             yield self._ingests / key
         finally:
@@ -179,10 +178,11 @@ class _Partial:
     """A blob being written. Its methods run in threads, which a cancelled caller doesn't wait for: the lock lets `close` do so,
     and after it nothing more is created."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, digest: str = "") -> None:
+        """`digest` is what it should get; by its algorithm it is hashed."""
         self._path = path
         self._lock = threading.Lock()
-        self._hasher = hashlib.sha256()
+        self._hasher = hasher(digest)
         self._file = -1
         self._closed = False
         self._published: str | None = None
@@ -190,7 +190,7 @@ class _Partial:
         self.written = 0
 
     def digest(self) -> str:
-        return f"{ALGORITHM}:{self._hasher.hexdigest()}"
+        return f"{self._hasher.name}:{self._hasher.hexdigest()}"
 
     def create(self) -> None:
         with self._lock:

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from agent.content import validate_digest
+from agent.content.digest import ALGORITHM, validate_digest
 from agent.errdefs import InvalidArgument
 
 MAX_DOCUMENT = 4 << 20
@@ -183,7 +183,7 @@ def parse_config(data: bytes, what: str) -> ConfigDocument:
             labels=_string_map(config, "Labels", what),
             volumes=tuple(sorted(_mapping(config, "Volumes", what))),
         ),
-        tuple(validate_digest(diff_id) for diff_id in diff_ids),
+        tuple(validate_digest(diff_id, (ALGORITHM,)) for diff_id in diff_ids),
         _platform(document, what) if document.get("os") and document.get("architecture") else None,
     )
 

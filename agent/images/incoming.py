@@ -117,8 +117,7 @@ def _other_platforms(top: Descriptor, references: tuple[Reference, ...], host: P
 
 async def _document(descriptor: Descriptor, fetch: Fetch) -> bytes:
     data = await fetch(descriptor)
-    if len(data) != descriptor.size or digest_of(data) != descriptor.digest:
-        raise DataLoss(
-            f"blob {descriptor.digest} is damaged: it has the digest {digest_of(data)} and {len(data)} of {descriptor.size} bytes"
-        )
+    found = digest_of(data, descriptor.digest)
+    if len(data) != descriptor.size or found != descriptor.digest:
+        raise DataLoss(f"blob {descriptor.digest} is damaged: it has the digest {found} and {len(data)} of {descriptor.size} bytes")
     return data

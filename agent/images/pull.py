@@ -81,8 +81,8 @@ class RemoteImage:
 
         async def gather(stream: AsyncIterator[bytes]) -> bytes:
             data = b"".join([chunk async for chunk in stream])
-            if digest_of(data) != descriptor.digest:
-                raise DataLoss(f"blob {descriptor.digest} of image {self._reference} came with the digest {digest_of(data)}")
+            if (found := digest_of(data, descriptor.digest)) != descriptor.digest:
+                raise DataLoss(f"blob {descriptor.digest} of image {self._reference} came with the digest {found}")
             return data
 
         return await self._repository.fetch(descriptor.digest, descriptor.size, gather)

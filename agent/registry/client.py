@@ -259,11 +259,13 @@ class Repository:
                     if (answer.length or 0) > limit:
                         raise InvalidArgument(f"{answer.host}: the manifest of {what} has {answer.length} bytes, more than {limit}")
                     if digest := answer.header("Docker-Content-Digest"):
-                        return validate_digest(digest)
+                        validate_digest(digest)
+                        # By another algorithm it says nothing about the digest that was asked for.
+                        return reference if _is_digest(reference) and _algorithm(digest) != _algorithm(reference) else digest
             async with self._ask(endpoint, "GET", path, _ACCEPT) as answer:
                 await check_status(answer, what, endpoint.hide)
                 media_type(answer, what)
-                return digest_of(await answer.read(limit))
+                return digest_of(await answer.read(limit), reference if _is_digest(reference) else "")
 
         found = await self._retrying(retries, attempt)
         if _is_digest(reference) and found != reference:
@@ -274,11 +276,11 @@ class Repository:
         async def attempt() -> Document:
             async with self._ask(endpoint, "GET", f"manifests/{digest}", _ACCEPT, verified=True) as answer:
                 await check_status(answer, f"manifest {self.name}@{digest}", endpoint.hide)
-                found = media_type(answer, f"manifest {self.name}@{digest}")
+                given = media_type(answer, f"manifest {self.name}@{digest}")
                 data = await answer.read(limit)
-                if digest_of(data) != digest:
-                    raise DataLoss(f"{answer.host} sends as {self.name}@{digest} what has the digest {digest_of(data)}")
-                return Document(data, found)
+                if (actual := digest_of(data, digest)) != digest:
+                    raise DataLoss(f"{answer.host} sends as {self.name}@{digest} what has the digest {actual}")
+                return Document(data, given)
 
         return await self._retrying(retries, attempt)
 
@@ -368,6 +370,10 @@ class Repository:
 
 def _is_digest(reference: str) -> bool:
     return ":" in reference
+
+
+def _algorithm(digest: str) -> str:
+    return digest.partition(":")[0]
 
 
 _ACCEPT = {"Accept": ", ".join(MANIFEST_TYPES)}

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -163,7 +164,9 @@ async def test_delete_and_abort_are_idempotent(tmp_path: Path) -> None:
         store.size(DIGEST)
 
 
-@pytest.mark.parametrize("text", ["", "sha256:", "sha256:" + "A" * 64, "sha512:" + "a" * 128, "sha256:../" + "a" * 61, DIGEST + "\n"])
+@pytest.mark.parametrize(
+    "text", ["", "sha256:", "sha256:" + "A" * 64, "sha512:" + "a" * 64, "md5:" + "a" * 32, "sha256:../" + "a" * 61, DIGEST + "\n"]
+)
 def test_what_is_not_a_digest(text: str) -> None:
     with pytest.raises(InvalidArgument):
         validate_digest(text)
@@ -216,3 +219,16 @@ async def test_a_cancelled_staging_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(asyncio.CancelledError):
         await task
     assert files(tmp_path) == []
+
+
+async def test_what_is_stored_is_stored_by_sha256(tmp_path: Path) -> None:
+    """A blob under another digest would be there twice; what is only staged is verified by any."""
+    store = await opened(tmp_path)
+    digest = f"sha512:{hashlib.sha512(b'x').hexdigest()}"
+    with pytest.raises(InvalidArgument, match="form sha256:<64 hex digits>$"):
+        await store.ingest(chunks(b"x"), "key", digest)
+    async with store.staged(chunks(b"x"), "key", digest, 1) as file:
+        assert file.read_bytes() == b"x"
+    with pytest.raises(DataLoss, match="has the digest sha512:"):
+        async with store.staged(chunks(b"y"), "key", digest, 1):
+            pass

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 import os
 from collections.abc import AsyncIterator, Callable
@@ -172,6 +173,42 @@ async def test_kinds_of_layers(node: ImageNode, registry: FakeRegistry, layer_ty
     assert await node.images.read_file(image.id, "/bin/sh") == b"#!"
 
 
+@pytest.mark.parametrize("canonical", [True, False])
+async def test_digests_by_sha512(node: ImageNode, registry: FakeRegistry, canonical: bool) -> None:
+    """Of the manifest, the config and a layer. The registry may know the manifest by another one as well."""
+
+    def sha512(data: bytes) -> str:
+        return f"sha512:{hashlib.sha512(data).hexdigest()}"
+
+    def build(blobs: Blobs) -> dict[str, Any]:
+        top = add_image(blobs, [layer_tar(BASE)])
+        manifest = json.loads(blobs.files.pop("blobs/" + top["digest"].replace(":", "/")))
+        for descriptor in (manifest["config"], *manifest["layers"]):
+            data = blobs.files.pop("blobs/" + descriptor["digest"].replace(":", "/"))
+            descriptor["digest"] = sha512(data)
+            registry.blobs[descriptor["digest"]] = data
+        return blobs.add_json(manifest, MANIFEST)
+
+    data, _ = registry.manifests[f"app@{registry.add_blobs('app', build)}"]
+    name = f"{registry.domain}/app@{sha512(data)}"
+    headers = {"Content-Type": MANIFEST, "Docker-Content-Digest": digest(data) if canonical else sha512(data)}
+    registry.rule(Reply(200, data, headers), path=f"/manifests/{sha512(data)}")
+    image = await node.images.pull(name)
+    assert image.digests == (name,)
+    assert node.images.find(name) == image
+    assert await node.images.read_file(image.id, "/bin/sh") == b"#!"
+    assert await node.images.pull(name) == image
+    restarted = await node.restarted()
+    assert restarted.images.find(name) is not None
+    await restarted.images.remove(image.id)
+    nothing_left(restarted)
+    bad = next(name for name in registry.blobs if len(registry.blobs[name]) > 100 and b"rootfs" not in registry.blobs[name])
+    registry.blobs[bad] = flipped(registry.blobs[bad])
+    with pytest.raises(DataLoss, match="has the digest sha512:"):
+        await restarted.images.pull(name)
+    await restarted.stop()
+
+
 async def test_an_image_without_layers(node: ImageNode, registry: FakeRegistry) -> None:
     registry.add_image("app", [], "v1")
     image = await node.images.pull(f"{registry.domain}/app:v1")
@@ -234,6 +271,12 @@ CONFIG = {"mediaType": f"{OCI}.config.v1+json", "digest": digest(b"{}"), "size":
         (document(config={**CONFIG, "mediaType": "application/vnd.cncf.helm.config.v1+json"}), MANIFEST, InvalidArgument, "an artifact"),
         (document(config={**CONFIG, "size": 10 << 30}), MANIFEST, InvalidArgument, "has 10737418240 bytes, more than"),
         (document(config=CONFIG), MANIFEST, InvalidArgument, "no 'rootfs'"),
+        (
+            document(config={**CONFIG, "digest": "md5:1"}),
+            MANIFEST,
+            InvalidArgument,
+            "form sha256:<64 hex digits> or sha512:<128 hex digits>",
+        ),
         (document(config={**CONFIG, "size": 3}), MANIFEST, DataLoss, "comes with 2 bytes, its manifest says 3"),
         (document(manifests=[]), INDEX, NotFound, "nor for any other platform"),
         (document(manifests=[{"mediaType": MANIFEST, "digest": digest(b"{"), "size": 9}]), INDEX, DataLoss, "is damaged"),
