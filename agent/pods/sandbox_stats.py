@@ -73,7 +73,7 @@ async def _collect(pods: Pods, sandboxes: Sequence[Sandbox]) -> list[cri.PodSand
     stats, samples, interfaces = await together(
         container_stats.collect(pods, containers),
         pods.stats.read([_cgroup(pods, sandbox) for sandbox in sandboxes]),
-        _interfaces(pods, sandboxes),
+        interfaces_of(pods, sandboxes),
     )
     of_container: dict[str, cri.ContainerStats] = {found.attributes.id: found for found in stats}
     return [
@@ -92,7 +92,7 @@ def _cgroup(pods: Pods, sandbox: Sandbox) -> Cgroup:
     return sandbox.meter.cgroup
 
 
-async def _interfaces(pods: Pods, sandboxes: Sequence[Sandbox]) -> dict[Sandbox, list[Interface]]:
+async def interfaces_of(pods: Pods, sandboxes: Sequence[Sandbox]) -> dict[Sandbox, list[Interface]]:
     """Of those with a network of their own; the node's is not a pod's."""
     pinned = [sandbox for sandbox in sandboxes if "network" in sandbox.record.pins]
     if not pinned:

@@ -23,6 +23,7 @@ from agent.pods import (
     exec_sync,
     runtime_status,
     runtime_update,
+    sandbox_metrics,
     sandbox_remove,
     sandbox_run,
     sandbox_stats,
@@ -49,6 +50,8 @@ _RUNTIME_READS: dict[str, _PodsVerb] = {
     "ListContainerStats": container_stats.list_container_stats,
     "PodSandboxStats": sandbox_stats.pod_sandbox_stats,
     "ListPodSandboxStats": sandbox_stats.list_pod_sandbox_stats,
+    "ListMetricDescriptors": sandbox_metrics.list_metric_descriptors,
+    "ListPodSandboxMetrics": sandbox_metrics.list_pod_sandbox_metrics,
     "UpdateRuntimeConfig": runtime_update.update_runtime_config,
 }
 _RUNTIME_STREAMS: dict[str, _PodsStream] = {
@@ -56,6 +59,7 @@ _RUNTIME_STREAMS: dict[str, _PodsStream] = {
     "StreamContainers": container_status.stream_containers,
     "StreamContainerStats": container_stats.stream_container_stats,
     "StreamPodSandboxStats": sandbox_stats.stream_pod_sandbox_stats,
+    "StreamPodSandboxMetrics": sandbox_metrics.stream_pod_sandbox_metrics,
     "GetContainerEvents": container_events.get_container_events,
 }
 _RUNTIME_VERBS: dict[str, _PodsVerb] = {
