@@ -13,7 +13,7 @@ from typing import Literal
 from agent import log
 from agent.aio import in_thread
 from agent.cli import output
-from agent.config.handlers import RuntimeHandler
+from agent.config.handlers import RuntimeHandler, systemd_runs
 from agent.config.settings import Settings
 from agent.errdefs import OrlopError
 from agent.linux.cgroups import Cgroups
@@ -54,7 +54,7 @@ async def _all(settings: Settings, client: Client) -> AsyncIterator[Finding]:
         "overlayfs", "overlay" in filesystems.split(), "in the kernel", "the kernel has no overlayfs: no container gets a root filesystem"
     )
     yield await _state_dir(settings)
-    yield Finding("cgroups", "ok", f"{cgroups.mode}, driver {'systemd' if _systemd(settings) else 'cgroupfs'}")
+    yield _cgroups(cgroups.mode, systemd=_systemd(settings))
     for restriction in await in_thread(_restrictions, cgroups):
         yield Finding("node", "limited", restriction)
     if not settings.runtimes:
@@ -85,6 +85,13 @@ async def _state_dir(settings: Settings) -> Finding:
 def _systemd(settings: Settings) -> bool:
     default = settings.runtimes.get(settings.default_runtime)
     return default is not None and default.systemd_cgroup
+
+
+def _cgroups(mode: str, *, systemd: bool) -> Finding:
+    found = f"{mode}, driver {'systemd' if systemd else 'cgroupfs'}"
+    if systemd or not systemd_runs():
+        return Finding("cgroups", "ok", found)
+    return Finding("cgroups", "limited", f"{found}, though systemd is process 1: two write one tree, and it may take controllers from pods")
 
 
 def _restrictions(cgroups: Cgroups) -> tuple[str, ...]:

@@ -9,7 +9,10 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
+
+from agent.config.toml import derived
 
 SandboxKind = Literal["pinned", "task"]
 
@@ -31,10 +34,15 @@ class RuntimeHandler:
     """The OCI engine (runc, crun) of a runc shim: a name or a path. Empty: the shim's own default, runc."""
     sandbox: SandboxKind = "pinned"
     """`pinned`: no process of its own, namespaces held by bind mounts. `task`: a task from the sandbox image."""
-    systemd_cgroup: bool = False
-    """Let the engine make cgroups through systemd; has to be the kubelet's choice as well."""
+    systemd_cgroup: bool = derived(False)
+    """Whether the engine makes cgroups through systemd: of all handlers or of none, since the kubelet has one cgroup driver."""
     config_path: str = ""
     """The configuration file of a shim that isn't runc's (gVisor, Kata)."""
+
+
+def systemd_runs(mark: Path = Path("/run/systemd/system")) -> bool:
+    """Whether systemd is this node's process 1, and so the owner of its cgroups (sd_booted(3))."""
+    return mark.is_dir()
 
 
 def discover(which: Callable[[str], str | None] = shutil.which) -> dict[str, RuntimeHandler]:

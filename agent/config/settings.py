@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from agent.config import toml
-from agent.config.handlers import ENGINES, RuntimeHandler, discover
+from agent.config.handlers import ENGINES, RuntimeHandler, discover, systemd_runs
 from agent.config.toml import checked
 from agent.errdefs import InvalidArgument
 
@@ -47,6 +47,13 @@ def _address(value: str) -> str:
 def _cgroup(value: str) -> str:
     absolute = value.startswith("/") and value != "/" and ".." not in value.split("/")
     return "" if absolute else "it is not an absolute cgroup path below the root"
+
+
+def _is_slice(path: str) -> bool:
+    """A slice's name has its parents' in it: a-b.slice is in a.slice (systemd.slice(5))."""
+    names = [part.removesuffix(".slice") for part in path.strip("/").split("/")]
+    parts = names[-1].split("-")
+    return path.endswith(".slice") and all(parts) and names == ["-".join(parts[:end]) for end in range(1, len(parts) + 1)]
 
 
 def _line_size(value: int) -> str:
@@ -122,16 +129,22 @@ class Settings:
     metrics_address: str = checked(_address, "127.0.0.1:9745")
     """HOST:PORT of `/metrics` and `/healthz`; empty: none. Loopback, because it is not authenticated; 9745 is nobody else's
     on a Kubernetes node (containerd's is 1338, CRI-O's 9090)."""
-    shim_cgroup: str = checked(_cgroup, "/orlop-shims")
+    cgroup_driver: Literal["auto", "systemd", "cgroupfs"] = "auto"
+    """Who makes the containers' cgroups: systemd, as scopes in slices, or the engine itself. Has to be the kubelet's `cgroupDriver`; a
+    kubelet of 1.31 or newer asks for it (RuntimeConfig, KEP-4033). auto: systemd where it is process 1, as kubeadm has it."""
+    shim_cgroup: str = checked(_cgroup, "")
     """Cgroup below which each shim and the log copier get a leaf. Outside of the daemon's unit, whose stop would kill them, and
-    of the pods' cgroups, in which the kubelet kills every process (decisions.md 12)."""
-    pod_cgroup: str = checked(_cgroup, "/orlop-pods")
-    """Cgroup below which pods go whose client is no kubelet and names no cgroup_parent: crictl's, `orlop run`'s."""
+    of the pods' cgroups, in which the kubelet kills every process (decisions.md 12). Empty: /system.slice/orlop-shims.service where
+    systemd is process 1, else /orlop-shims. A name that ends like a service is one, made by the agent with Delegate=yes: systemd
+    removes cgroups that it knows nothing of."""
+    pod_cgroup: str = checked(_cgroup, "")
+    """Cgroup below which pods go whose client is no kubelet and names no cgroup_parent: crictl's, `orlop run`'s. With the systemd
+    driver a slice. Empty: /orlop.slice with the systemd driver, else /orlop-pods."""
     default_runtime: str = ""
     """Handler of pods without a RuntimeClass. Empty: runc where it is installed, else crun."""
     sandbox_image: str = "registry.k8s.io/pause:3.10"
     """Image of the sandbox task, for handlers with `sandbox = "task"` and for pods that share a PID namespace; other pods need
-    none. The kubelet's own choice, so that its image garbage collection spares it."""
+    none. Pulled when first needed. The kubelet's own choice, so that its image garbage collection spares it."""
     cni: CNI = field(default_factory=CNI)
     log: Log = field(default_factory=Log)
     registry: Registry = field(default_factory=Registry)
@@ -140,7 +153,12 @@ class Settings:
     `agent.config.handlers.RuntimeHandler`. `load` puts them over the handlers for the engines in PATH, and leaves all here."""
 
 
-def load(file: Path = DEFAULT_FILE, *, discovered: Callable[[], dict[str, RuntimeHandler]] = discover) -> Settings:
+def load(
+    file: Path = DEFAULT_FILE,
+    *,
+    discovered: Callable[[], dict[str, RuntimeHandler]] = discover,
+    with_systemd: Callable[[], bool] = systemd_runs,
+) -> Settings:
     """Read the settings from `file` and the drop-ins beside it. Blocks; called before the event loop runs.
 
     The default file need not be there, another one must.
@@ -160,4 +178,20 @@ def load(file: Path = DEFAULT_FILE, *, discovered: Callable[[], dict[str, Runtim
     default = settings.default_runtime or next((name for name in ENGINES if name in handlers), "")
     if default not in handlers and (handlers or settings.default_runtime):
         raise InvalidArgument(f"{file}: default_runtime = {settings.default_runtime!r}: it is none of the handlers {sorted(handlers)}")
-    return replace(settings, default_runtime=default)
+    return _with_cgroups(replace(settings, default_runtime=default), file, systemd=with_systemd())
+
+
+def _with_cgroups(settings: Settings, file: Path, *, systemd: bool) -> Settings:
+    """What follows from the cgroup driver, and from who is process 1."""
+    if settings.cgroup_driver == "systemd" and not systemd:
+        raise InvalidArgument(f"{file}: cgroup_driver = 'systemd': systemd is not process 1 here (there is no /run/systemd/system)")
+    driven = systemd and settings.cgroup_driver != "cgroupfs"
+    pod_cgroup = settings.pod_cgroup or ("/orlop.slice" if driven else "/orlop-pods")
+    if driven and not _is_slice(pod_cgroup):
+        raise InvalidArgument(f"{file}: pod_cgroup = {pod_cgroup!r}: with the systemd driver it is a slice's path, as /a.slice/a-b.slice")
+    return replace(
+        settings,
+        shim_cgroup=settings.shim_cgroup or ("/system.slice/orlop-shims.service" if systemd else "/orlop-shims"),
+        pod_cgroup=pod_cgroup,
+        runtimes={name: replace(handler, systemd_cgroup=driven) for name, handler in settings.runtimes.items()},
+    )

@@ -1,8 +1,8 @@
 """TOML files into frozen dataclasses: each value is checked against its field, and an error says where the value stands.
 
 Knows the types that settings need: str, int, bool, Path (absolute), Literal, tuple[T, ...], dict[str, table] and tables. A
-field without a default is the table's own name and no key. A file is checked by itself, before it is merged with others, so
-that the error names the file that has the mistake.
+field without a default is the table's own name and no key; nor is one that is `derived`. A file is checked by itself, before
+it is merged with others, so that the error names the file that has the mistake.
 """
 
 from __future__ import annotations
@@ -23,6 +23,11 @@ _SCALARS: dict[Any, str] = {str: "a string", int: "an integer", bool: "true or f
 def checked(check: Callable[[T], str], default: T) -> T:
     """A dataclass field with a rule beyond its type: `check` says what is wrong with a value, or nothing."""
     return dataclasses.field(default=default, metadata={"check": check})
+
+
+def derived(default: T) -> T:
+    """A dataclass field that is no key: it follows from other settings."""
+    return dataclasses.field(default=default, metadata={"derived": True})
 
 
 def read(file: Path, settings: type) -> dict[str, Any]:
@@ -61,7 +66,7 @@ class _Reader:
 
     def table(self, content: Mapping[str, Any], settings: Any, prefix: str) -> dict[str, Any]:
         hints = get_type_hints(settings)
-        fields = {field.name: field for field in dataclasses.fields(settings) if not _is_the_name(field)}
+        fields = {field.name: field for field in dataclasses.fields(settings) if _is_key(field)}
         values = {}
         for key, value in content.items():
             if key not in fields:
@@ -100,5 +105,6 @@ class _Reader:
         return InvalidArgument(f"{self._file}: {key} = {value!r}: {reason}")
 
 
-def _is_the_name(field: dataclasses.Field[Any]) -> bool:
-    return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+def _is_key(field: dataclasses.Field[Any]) -> bool:
+    is_the_name = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+    return not is_the_name and "derived" not in field.metadata

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from agent.aio import in_thread
 from agent.network import Attachment
-from agent.pods import sandbox_files
+from agent.pods import pod_cgroup, sandbox_files
 from agent.pods.context import Pods
 from agent.store.kinds import Kind
 from agent.store.ledger import Resource
@@ -42,7 +42,7 @@ def register(pods: Pods) -> None:
         await pods.mounts.unmount_all(Path(resource.key))
 
     async def cgroup(resource: Resource) -> None:
-        await pods.cgroups.remove(resource.key)
+        await pod_cgroup.release(pods, resource.key)
 
     async def directory(resource: Resource) -> None:
         await in_thread(sandbox_files.remove, Path(resource.key))

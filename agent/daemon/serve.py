@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import posixpath
 import resource
 import signal
 import time
@@ -29,6 +30,7 @@ from agent.linux.cgroups import Cgroups
 from agent.linux.mounts import Mounts
 from agent.linux.namespaces import Namespaces
 from agent.linux.processes import Processes
+from agent.linux.systemd import Systemd
 from agent.logs.client import LogCopier
 from agent.network import read_leases
 from agent.network.network import Network
@@ -113,10 +115,13 @@ async def _compose(settings: Settings, stack: AsyncExitStack, background: Superv
     stack.push_async_callback(store.close)
     processes, mounts, cgroups, namespaces = Processes(), Mounts(), Cgroups(), Namespaces()
     stack.push_async_callback(processes.stop)
+    systemd = Systemd(processes)
     incarnation = Incarnation(processes, settings.state_dir)
     await incarnation.begin()
     stack.push_async_callback(incarnation.end)
-    stack.push_async_callback(_remove_cgroups, store.ledger, cgroups, settings)
+    stack.push_async_callback(_remove_cgroups, store.ledger, cgroups, systemd, settings)
+    if (unit := posixpath.basename(settings.shim_cgroup)).endswith(".service"):
+        await systemd.delegate(unit)
     await cgroups.create(settings.shim_cgroup)
 
     exchange = Exchange()
@@ -184,6 +189,7 @@ async def _compose(settings: Settings, stack: AsyncExitStack, background: Superv
         cgroups=cgroups,
         exchange=exchange,
         supervisor=supervisor,
+        systemd=systemd,
         stats=stats,
     )
     releasers.register(pods)
@@ -210,7 +216,7 @@ def _ledger_reader(store: Store) -> leaks.ReadLedger:
     return read
 
 
-async def _remove_cgroups(ledger: Ledger, cgroups: Cgroups, settings: Settings) -> None:
+async def _remove_cgroups(ledger: Ledger, cgroups: Cgroups, systemd: Systemd, settings: Settings) -> None:
     """Leave nothing on a node without pods: these are empty then. With pods they hold the shims, and stay."""
     if any(resource.kind is Kind.SHIM for resource in ledger.all()):
         return
@@ -218,3 +224,5 @@ async def _remove_cgroups(ledger: Ledger, cgroups: Cgroups, settings: Settings) 
         with suppress(OrlopError):
             await cgroups.wait_empty(path, timeouts.LOG_COPIER_END)
             await cgroups.remove(path)
+            if (unit := posixpath.basename(path)).endswith((".service", ".slice")):
+                await systemd.stop(unit)

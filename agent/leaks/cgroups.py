@@ -13,7 +13,8 @@ from agent.leaks.paths import modified
 from agent.store.ledger import Kind
 
 _ID = re.compile(r"[0-9a-f]{64}")
-_POD = re.compile(rf"pod{_ID.pattern}")
+_POD = re.compile(rf"([^-]+-)*pod{_ID.pattern}(\.slice)?")
+"""As `agent.pods.pod_cgroup` names it: `pod<id>`, or the slice `a-b-pod<id>.slice`."""
 _COPIER = "log-copier"
 """Its leaf beside those of the shims; it stays."""
 

@@ -20,6 +20,7 @@ from agent.images.service import ImageService
 from agent.linux.cgroups import Cgroups
 from agent.linux.mounts import Mounts
 from agent.linux.namespaces import Namespaces
+from agent.linux.systemd import Systemd
 from agent.logs.client import LogCopier
 from agent.network.network import Network
 from agent.pods.event_feed import EventFeed
@@ -58,6 +59,7 @@ class Pods:
     supervisor: Supervisor
     stats: Sampler
     events: EventFeed = field(default_factory=EventFeed)
+    systemd: Systemd
     locks: KeyedLock = field(default_factory=KeyedLock)
     _running: dict[str, asyncio.Task[Any]] = field(default_factory=dict)
 

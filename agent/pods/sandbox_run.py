@@ -23,7 +23,7 @@ from agent.errdefs import InvalidArgument, Unavailable
 from agent.identifiers import new_id
 from agent.linux.mounts import Mount
 from agent.network import Attachment
-from agent.pods import checks, sandbox_files, sandbox_task
+from agent.pods import checks, pod_cgroup, sandbox_files, sandbox_task
 from agent.pods.context import Pods
 from agent.pods.exits import check_task
 from agent.pods.registry import Sandbox
@@ -129,7 +129,7 @@ async def _plan(pods: Pods, sandbox_id: str, config: cri.PodSandboxConfig, handl
         pins["uts"] = pods.state_dir / "namespaces" / f"{sandbox_id}-uts"
     if not host_ipc:
         pins["ipc"] = pods.state_dir / "namespaces" / f"{sandbox_id}-ipc"
-    cgroup_parent = config.linux.cgroup_parent or f"{pods.pod_cgroup}/pod{sandbox_id}"
+    cgroup_parent = pod_cgroup.of(pods, handler, sandbox_id, config.linux.cgroup_parent)
     missing = not await pods.cgroups.exists(cgroup_parent)
     attachment = None
     if not host_network:
@@ -158,7 +158,7 @@ async def _acquire(pods: Pods, plan: Plan) -> SandboxRecord:
     await pods.ledger.hold(Kind.SANDBOX_DIR, str(plan.directory))
     if plan.makes_cgroup:
         await failpoints.hit("pods.sandbox_run.cgroup")
-        await pods.cgroups.create(plan.cgroup_parent)
+        await pod_cgroup.make(pods, plan.cgroup_parent)
         await pods.ledger.hold(Kind.CGROUP, plan.cgroup_parent)
     pins = await _pin_namespaces(pods, plan)
     _, ips, pid = await together(_mount_shm(pods, plan), _attach(pods, plan), _start_shim(pods, plan, pins))

@@ -13,7 +13,6 @@ from pathlib import Path
 from agent import log, timeouts
 from agent.aio import together, within
 from agent.errdefs import DeadlineExceeded, FailedPrecondition
-from agent.linux.cgroupfs import slice_path
 from agent.pods import container_stats, usage
 from agent.pods.context import Pods
 from agent.pods.registry import Container, Sandbox
@@ -83,12 +82,9 @@ async def _collect(pods: Pods, sandboxes: Sequence[Sandbox]) -> list[cri.PodSand
 
 
 def _cgroup(pods: Pods, sandbox: Sandbox) -> Cgroup:
-    """The pod's own cgroup. It has no process that could be asked where it is, but it is where the request put it."""
+    """The pod's own cgroup. It has no process that could be asked where it is, but its path is known."""
     if sandbox.meter.cgroup is None:
-        path, handler = sandbox.record.cgroup_parent, pods.handlers.get(sandbox.record.handler)
-        if handler is not None and handler.systemd_cgroup and path.endswith(".slice"):
-            path = slice_path(path.rsplit("/", 1)[-1])
-        sandbox.meter.cgroup = pods.stats.at(path)
+        sandbox.meter.cgroup = pods.stats.at(sandbox.record.cgroup_parent)
     return sandbox.meter.cgroup
 
 

@@ -12,33 +12,39 @@ import pytest
 
 from agent.config import handlers as handlers_module
 from agent.config import settings as settings_module
-from agent.config.handlers import RuntimeHandler, discover
+from agent.config.handlers import RuntimeHandler, discover, systemd_runs
 from agent.config.settings import CNI, Log, Registry, Settings, load
 from agent.errdefs import InvalidArgument
 
 RUNC, CRUN = RuntimeHandler("runc", engine="/usr/sbin/runc"), RuntimeHandler("crun", engine="/usr/bin/crun")
 
+WITHOUT_SYSTEMD = Settings(shim_cgroup="/orlop-shims", pod_cgroup="/orlop-pods")
+
 Load = Callable[..., Settings]
+
+
+def by_systemd(handler: RuntimeHandler) -> RuntimeHandler:
+    return dataclasses.replace(handler, systemd_cgroup=True)
 
 
 @pytest.fixture
 def load_text(tmp_path: Path) -> Load:
     """Load a configuration file with this text and these drop-ins, on a node that has runc and crun."""
 
-    def load_text(text: str = "", *, found: tuple[RuntimeHandler, ...] = (RUNC, CRUN), **drop_ins: str) -> Settings:
+    def load_text(text: str = "", *, found: tuple[RuntimeHandler, ...] = (RUNC, CRUN), systemd: bool = False, **drop_ins: str) -> Settings:
         file = tmp_path / "config.toml"
         file.write_text(text)
         (tmp_path / "conf.d").mkdir(exist_ok=True)
         for name, content in drop_ins.items():
             (tmp_path / "conf.d" / f"{name}.toml").write_text(content)
-        return load(file, discovered=lambda: {handler.name: handler for handler in found})
+        return load(file, discovered=lambda: {handler.name: handler for handler in found}, with_systemd=lambda: systemd)
 
     return load_text
 
 
 def test_defaults(load_text: Load) -> None:
     loaded = load_text()
-    assert loaded == Settings(default_runtime="runc", runtimes={"runc": RUNC, "crun": CRUN})
+    assert loaded == dataclasses.replace(WITHOUT_SYSTEMD, default_runtime="runc", runtimes={"runc": RUNC, "crun": CRUN})
     assert loaded.cni == CNI(Path("/etc/cni/net.d"), (Path("/opt/cni/bin"), Path("/usr/lib/cni")))
     assert loaded.log == Log("info", "console", 16384)
     assert loaded.registry == Registry(Path("/etc/orlop/certs.d"), 3, 10)
@@ -49,9 +55,9 @@ def test_defaults(load_text: Load) -> None:
 def test_default_file_need_not_be_there(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     missing = tmp_path / "config.toml"
     with pytest.raises(InvalidArgument, match=r"config\.toml: it can't be read: No such file"):
-        load(missing, discovered=dict)
+        load(missing, discovered=dict, with_systemd=bool)
     monkeypatch.setattr(settings_module, "DEFAULT_FILE", missing)
-    assert load(missing, discovered=dict) == Settings()
+    assert load(missing, discovered=dict, with_systemd=bool) == WITHOUT_SYSTEMD
 
 
 def test_drop_ins_count_without_the_default_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -69,8 +75,9 @@ def test_every_key(load_text: Load) -> None:
         root_dir = "/r"
         netns_dir = "/n"
         metrics_address = "[::1]:1"
+        cgroup_driver = "systemd"
         shim_cgroup = "/a/b"
-        pod_cgroup = "/c"
+        pod_cgroup = "/c.slice"
         default_runtime = "kata"
         sandbox_image = "pause"
         [cni]
@@ -89,16 +96,17 @@ def test_every_key(load_text: Load) -> None:
         path = "/opt/kata/shim"
         engine = "e"
         sandbox = "task"
-        systemd_cgroup = true
         config_path = "/opt/kata/c.toml"
-        """
+        """,
+        systemd=True,
     )
     kata = RuntimeHandler("kata", "io.containerd.kata.v2", "/opt/kata/shim", "e", "task", True, "/opt/kata/c.toml")
     assert loaded == Settings(
         socket=Path("/s/a.sock"), state_dir=Path("/s"), root_dir=Path("/r"), netns_dir=Path("/n"), metrics_address="[::1]:1",
-        shim_cgroup="/a/b", pod_cgroup="/c", default_runtime="kata", sandbox_image="pause", cni=CNI(Path("/c"), (Path("/b1"), Path("/b2"))),
+        cgroup_driver="systemd", shim_cgroup="/a/b", pod_cgroup="/c.slice", default_runtime="kata", sandbox_image="pause",
+        cni=CNI(Path("/c"), (Path("/b1"), Path("/b2"))),
         log=Log("debug", "json", 1024), registry=Registry(Path("/etc/containerd/certs.d"), 1, 2),
-        runtimes={"runc": RUNC, "crun": CRUN, "kata": kata},
+        runtimes={"runc": by_systemd(RUNC), "crun": by_systemd(CRUN), "kata": kata},
     )  # fmt: skip
     unset = [field.name for field in dataclasses.fields(Settings) if getattr(loaded, field.name) == getattr(Settings(), field.name)]
     assert unset == [], "a new setting belongs into this test"
@@ -150,11 +158,46 @@ def test_configured_default_runtime(load_text: Load) -> None:
 def test_handler_is_added_by_a_drop_in_and_changed_by_another(load_text: Load) -> None:
     loaded = load_text(
         a='[runtimes.runsc]\nruntime_type = "io.containerd.runsc.v1"\nsandbox = "task"',
-        b='[runtimes.runsc]\nconfig_path = "/etc/runsc.toml"\n[runtimes.crun]\nsystemd_cgroup = true',
+        b='[runtimes.runsc]\nconfig_path = "/etc/runsc.toml"\n[runtimes.crun]\nsandbox = "task"',
     )
     assert loaded.runtimes["runsc"] == RuntimeHandler("runsc", "io.containerd.runsc.v1", sandbox="task", config_path="/etc/runsc.toml")
-    assert loaded.runtimes["crun"] == dataclasses.replace(CRUN, systemd_cgroup=True), "still with the engine that was found"
+    assert loaded.runtimes["crun"] == dataclasses.replace(CRUN, sandbox="task"), "still with the engine that was found"
     assert loaded.runtimes["runc"] == RUNC
+
+
+# ---- cgroups
+
+
+@pytest.mark.parametrize(
+    ("driver", "shims", "pods"),
+    [
+        ("auto", "/system.slice/orlop-shims.service", "/orlop.slice"),
+        ("systemd", "/system.slice/orlop-shims.service", "/orlop.slice"),
+        ("cgroupfs", "/system.slice/orlop-shims.service", "/orlop-pods"),
+    ],
+)
+def test_where_systemd_is_process_1(load_text: Load, driver: str, shims: str, pods: str) -> None:
+    loaded = load_text(f"cgroup_driver = '{driver}'\n[runtimes.runsc]\nsandbox = 'task'", systemd=True)
+    assert (loaded.shim_cgroup, loaded.pod_cgroup) == (shims, pods)
+    assert {handler.systemd_cgroup for handler in loaded.runtimes.values()} == {driver != "cgroupfs"}, "one driver for all handlers"
+
+
+@pytest.mark.parametrize("path", ["/pods", "/a-b.slice", "/a.slice/b.slice", "/a.slice/pods", "/a.slice/a-.slice"])
+def test_a_pod_cgroup_that_is_no_slice(load_text: Load, path: str) -> None:
+    assert load_text(f"pod_cgroup = '{path}'").pod_cgroup == path
+    with pytest.raises(InvalidArgument, match=f"pod_cgroup = '{path}': with the systemd driver"):
+        load_text(f"pod_cgroup = '{path}'", systemd=True)
+
+
+@pytest.mark.parametrize("path", ["/pods.slice", "/a.slice/a-b.slice", "/a.slice/a-b.slice/a-b-c.slice"])
+def test_a_pod_cgroup_that_is_a_slice(load_text: Load, path: str) -> None:
+    assert load_text(f"pod_cgroup = '{path}'", systemd=True).pod_cgroup == path
+
+
+def test_systemd_is_known_by_its_directory(tmp_path: Path) -> None:
+    assert not systemd_runs(tmp_path / "system")
+    (tmp_path / "system").mkdir()
+    assert systemd_runs(tmp_path / "system")
 
 
 # ---- what is refused
@@ -186,7 +229,9 @@ REFUSED = [
     pytest.param("[runtimes]\nrunc = 1", "runtimes.runc = 1: it is not a table", id="number for a handler"),
     pytest.param("[runtimes.x]\nname = 'y'", "runtimes.x.name = 'y': there is no such key", id="a handler's name is its table's"),
     pytest.param("[runtimes.x]\nsandbox = 'pod'", "runtimes.x.sandbox = 'pod': it is not one of 'pinned', 'task'", id="sandbox kind"),
-    pytest.param("[runtimes.x]\nsystemd_cgroup = 'yes'", "= 'yes': it is not true or false", id="string for bool"),
+    pytest.param("[runtimes.x]\nsystemd_cgroup = true", "runtimes.x.systemd_cgroup = True: there is no such key", id="of all handlers"),
+    pytest.param("cgroup_driver = 'cgroup2'", "cgroup_driver = 'cgroup2': it is not one of 'auto', 'systemd', 'cgroupfs'", id="driver"),
+    pytest.param("cgroup_driver = 'systemd'", "systemd is not process 1 here", id="the systemd driver without systemd"),
     pytest.param("[runtimes.'a b']\npath = '/x'", "'a b' is not a DNS label", id="handler that no RuntimeClass can name"),
     pytest.param("default_runtime = 'kata'", "default_runtime = 'kata': it is none of the handlers ['crun', 'runc']", id="no handler"),
     pytest.param("socket = ", "it is not TOML: Invalid value (at end of document)", id="no TOML"),

@@ -9,7 +9,6 @@ import pytest
 
 from agent import timeouts
 from agent.api.cgroup2.stats import metrics_pb2 as v2
-from agent.config.handlers import RuntimeHandler
 from agent.errdefs import DeadlineExceeded, FailedPrecondition, NotFound
 from agent.pods import container_stats, sandbox_stats
 from agent.pods.container import ContainerState
@@ -17,7 +16,6 @@ from agent.pods.sandbox import Pin, SandboxState
 from agent.snapshots.snapshotter import Usage
 from cri.api import api_pb2 as cri
 from tests.unit.pods.fakes import APP, POD, World
-from tests.unit.stats import trees
 
 MIB = 1 << 20
 OTHER, SIDECAR = "ef" * 32, "12" * 32
@@ -211,20 +209,6 @@ class TestPod:
         linux = await of_pod(world)
         assert not any(linux.HasField(part) for part in ("cpu", "memory", "process", "io"))
         assert linux.HasField("network")
-
-    @pytest.mark.parametrize(
-        ("systemd", "parent", "path"),
-        [
-            (True, "kubepods-pod1.slice", "/kubepods.slice/kubepods-pod1.slice"),
-            (True, "/kubepods.slice/kubepods-pod1.slice", "/kubepods.slice/kubepods-pod1.slice"),
-            (False, "/kubepods.slice/pod1", "/kubepods.slice/pod1"),
-        ],
-    )
-    async def test_where_its_cgroup_is(self, world: World, systemd: bool, parent: str, path: str) -> None:
-        world.handlers["runc"] = RuntimeHandler("runc", systemd_cgroup=systemd)
-        await world.sandbox(cgroup_parent=parent)
-        trees.fill(world.cgroup(path), {**trees.V2_FILES, "pids.current": "99"})
-        assert (await of_pod(world)).process.process_count.value == 99
 
     async def test_a_handler_that_was_configured_once(self, world: World) -> None:
         await world.sandbox(handler="of yesterday")

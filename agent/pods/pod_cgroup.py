@@ -1,0 +1,58 @@
+"""A pod's cgroup: which one it is, and its making and removal where no kubelet does that.
+
+The kubelet makes a pod's cgroup before RunPodSandbox and names it in `cgroup_parent`: a path with the cgroupfs driver; with systemd's the
+path of a slice, or its name alone. Other clients (crictl, `orlop run`) name none, or one that isn't there; then it is the agent's, in
+the ledger as a CGROUP.
+"""
+
+from __future__ import annotations
+
+from agent.config.handlers import RuntimeHandler
+from agent.errdefs import Busy, InvalidArgument
+from agent.linux import cgroupfs
+from agent.pods.context import Pods
+
+_SLICE = ".slice"
+
+
+def of(pods: Pods, handler: RuntimeHandler, sandbox_id: str, asked_for: str) -> str:
+    """The path, below each hierarchy, of the cgroup that a new pod's containers go into.
+
+    Raises:
+        InvalidArgument: the client names it for the other cgroup driver. Its containers would be outside of what it limits and counts.
+    """
+    if not asked_for:
+        if not handler.systemd_cgroup:
+            return f"{pods.pod_cgroup}/pod{sandbox_id}"
+        top = pods.pod_cgroup.rsplit("/", 1)[-1].removesuffix(_SLICE)
+        return f"{pods.pod_cgroup}/{top}-pod{sandbox_id}{_SLICE}"
+    name = asked_for.rstrip("/").rsplit("/", 1)[-1]
+    if name.endswith(_SLICE) is not handler.systemd_cgroup:
+        ours, theirs = ("systemd", "cgroupfs") if handler.systemd_cgroup else ("cgroupfs", "systemd")
+        raise InvalidArgument(
+            f"config.linux.cgroup_parent {asked_for!r} is for the cgroup driver {theirs}, but this agent's is {ours}: set "
+            f'cgroup_driver = "{theirs}" in its configuration, or cgroupDriver: {ours} in the kubelet\'s'
+        )
+    return cgroupfs.slice_path(name) if handler.systemd_cgroup else asked_for
+
+
+async def make(pods: Pods, path: str) -> None:
+    """Make it, in whichever way `release` undoes it."""
+    if path.endswith(_SLICE):
+        await pods.systemd.start_slice(path.rsplit("/", 1)[-1])
+    else:
+        await pods.cgroups.create(path)
+
+
+async def release(pods: Pods, path: str) -> None:
+    """Remove it. Idempotent.
+
+    Raises:
+        Busy: names the processes in it, which are nobody's that the ledger knows. They are not killed.
+        Unavailable: systemd doesn't stop the slice.
+    """
+    if path.endswith(_SLICE):
+        if pids := await pods.cgroups.processes(path):  # which systemd would kill with it
+            raise Busy(f"can't stop {path.rsplit('/', 1)[-1]}: processes {sorted(pids)} are in it. It stays until they are gone")
+        await pods.systemd.stop(path.rsplit("/", 1)[-1])
+    await pods.cgroups.remove(path)

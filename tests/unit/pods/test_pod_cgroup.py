@@ -1,0 +1,89 @@
+"""Which cgroup a pod goes into, who makes it, and that nothing in it is killed by its release."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from agent.config.handlers import RuntimeHandler
+from agent.errdefs import Busy, InvalidArgument
+from agent.pods import pod_cgroup
+from agent.pods.context import Pods
+
+ID = "ab" * 32
+CGROUPFS, SYSTEMD = RuntimeHandler("crun"), RuntimeHandler("crun", systemd_cgroup=True)
+
+
+class Calls:
+    """Stands for both `Cgroups` and `Systemd`, and notes what is asked of them."""
+
+    def __init__(self) -> None:
+        self.made: list[tuple[str, ...]] = []
+        self.pids: set[int] = set()
+
+    def __getattr__(self, name: str) -> Any:
+        async def call(*arguments: str) -> object:
+            if name == "processes":
+                return self.pids
+            self.made.append((name, *arguments))
+            return None
+
+        return call
+
+
+@pytest.fixture
+def calls() -> Calls:
+    return Calls()
+
+
+@pytest.fixture
+def pods(calls: Calls) -> Pods:
+    return cast(Pods, SimpleNamespace(pod_cgroup="/a.slice/a-b.slice", cgroups=calls, systemd=calls))
+
+
+@pytest.mark.parametrize(
+    ("handler", "asked_for", "path"),
+    [
+        (CGROUPFS, "/kubepods/besteffort/pod1", "/kubepods/besteffort/pod1"),
+        (CGROUPFS, "", f"/a.slice/a-b.slice/pod{ID}"),
+        (SYSTEMD, "kubepods-besteffort-pod1.slice", "/kubepods.slice/kubepods-besteffort.slice/kubepods-besteffort-pod1.slice"),
+        (SYSTEMD, "/kubepods.slice/kubepods-pod1.slice", "/kubepods.slice/kubepods-pod1.slice"),
+        (SYSTEMD, "", f"/a.slice/a-b.slice/a-b-pod{ID}.slice"),
+    ],
+)
+def test_which(pods: Pods, handler: RuntimeHandler, asked_for: str, path: str) -> None:
+    assert pod_cgroup.of(pods, handler, ID, asked_for) == path
+
+
+@pytest.mark.parametrize(
+    ("handler", "asked_for", "words"),
+    [
+        (CGROUPFS, "/kubepods.slice/kubepods-pod1.slice", "for the cgroup driver systemd, but this agent's is cgroupfs"),
+        (SYSTEMD, "/kubepods/pod1", "for the cgroup driver cgroupfs, but this agent's is systemd"),
+    ],
+)
+def test_a_kubelet_with_the_other_driver(pods: Pods, handler: RuntimeHandler, asked_for: str, words: str) -> None:
+    with pytest.raises(InvalidArgument, match=words):
+        pod_cgroup.of(pods, handler, ID, asked_for)
+
+
+async def test_made_and_removed(pods: Pods, calls: Calls) -> None:
+    await pod_cgroup.make(pods, "/pods/pod1")
+    await pod_cgroup.release(pods, "/pods/pod1")
+    assert calls.made == [("create", "/pods/pod1"), ("remove", "/pods/pod1")]
+
+
+async def test_a_slice_is_made_and_stopped_by_systemd(pods: Pods, calls: Calls) -> None:
+    await pod_cgroup.make(pods, "/a.slice/a-b.slice")
+    await pod_cgroup.release(pods, "/a.slice/a-b.slice")
+    assert calls.made == [("start_slice", "a-b.slice"), ("stop", "a-b.slice"), ("remove", "/a.slice/a-b.slice")]
+
+
+async def test_a_slice_with_processes_is_not_stopped(pods: Pods, calls: Calls) -> None:
+    """systemd would kill them, and they are nobody's that is to be killed."""
+    calls.pids = {7}
+    with pytest.raises(Busy, match=r"\[7\]"):
+        await pod_cgroup.release(pods, "/a.slice/a-b.slice")
+    assert calls.made == []
