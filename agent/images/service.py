@@ -169,7 +169,7 @@ class ImageService:
         return str(self._snapshots.root)
 
     def usage(self, key: str) -> Usage | None:
-        """What was last measured of a container's writable layer, None before that. Starts a new measurement, as `fs_info`."""
+        """What was last measured of a container's writable layer; as `Snapshotter.usage`. Starts a new measurement, as `fs_info`."""
         self._measure_again()
         return self._snapshots.usage(key)
 

@@ -98,7 +98,7 @@ def _stats(pods: Pods, live: Container, sample: Sample | None) -> cri.ContainerS
 
 
 def _writable_layer(pods: Pods, container_id: str) -> cri.FilesystemUsage | None:
-    """What the container has written, as last measured; None before that."""
+    """What the container has written, as last measured; None if the daemon has started since, and not measured yet."""
     measured = pods.images.usage(container_id)
     if measured is None:
         return None

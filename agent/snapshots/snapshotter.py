@@ -271,6 +271,7 @@ class Snapshotter:
         self._containers[key] = chain_id  # before the first await: from here on its layers are in use
         await failpoints.hit("snapshots.prepare.mkdir")
         await self._guarded(key, _make_snapshot, directory, chain_id, self._directories(chain_id)[:1])
+        self._usage[key] = Usage(0, 0, time.time())  # known without a measurement: nothing is written yet
         if not lowers:
             return [Mount("bind", str(directory / "fs"), ("rbind", "rw"))]
         options = ("index=off", "volatile", f"workdir={directory / 'work'}", f"upperdir={directory / 'fs'}", f"lowerdir={':'.join(lowers)}")
@@ -325,7 +326,7 @@ class Snapshotter:
         return dict(self._usage)
 
     def usage(self, key: str) -> Usage | None:
-        """What was last measured of a container's snapshot; None before that."""
+        """What was last measured of a container's snapshot, or 0 for one that is new; None if it is of before this daemon's start."""
         return self._usage.get(key)
 
     def total(self) -> Usage:

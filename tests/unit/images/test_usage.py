@@ -40,9 +40,11 @@ async def test_a_container_has_a_usage_once_it_was_measured(node: ImageNode, tmp
     await node.images.prepare_rootfs(image.id, "c1")
     upper = tmp_path / "lib/snapshots/containers/c1/fs"
     (upper / "written").write_bytes(bytes(100_000))
-    assert node.images.usage("c1") is None
+    usage = node.images.usage("c1")
+    assert usage is not None
+    assert (usage.size, usage.inodes) == (0, 0), "a new one has nothing in it"
     async with asyncio.timeout(10):
-        while (usage := node.images.usage("c1")) is None:
+        while (usage := node.images.usage("c1")) is None or not usage.size:
             await asyncio.sleep(0.01)
     assert 100_000 <= usage.size < 200_000
     assert usage.inodes == 1

@@ -266,7 +266,9 @@ async def test_usage(fixture: Fixture) -> None:
     layer = await fixture.add({"x": Node(data=bytes(10000))})
     assert await fixture.snapshots.measure() == {}
     await fixture.snapshots.prepare("c1", layer.chain_id)
-    assert fixture.snapshots.usage("c1") is None
+    fresh = fixture.snapshots.usage("c1")
+    assert fresh is not None
+    assert (fresh.size, fresh.inodes) == (0, 0)
     (fixture.root / "snapshots/containers/c1/fs/file").write_bytes(bytes(5000))
     (fixture.root / "snapshots/containers/c1/fs/again").hardlink_to(fixture.root / "snapshots/containers/c1/fs/file")
     (fixture.root / "snapshots/containers/c1/fs/dir").mkdir()
