@@ -63,10 +63,10 @@ LOG_COPIER_PING = 10.0
 """A log copier that is silent for so long is killed and started again, which loses no line."""
 TEARDOWN_STEP = 30.0
 """One step of a teardown on the node itself: unmount, removal of a directory tree or a cgroup."""
-SNAPSHOT_USAGE = 60.0
-"""One walk over what all containers have written."""
 SYSTEMD = 30.0
 """A slice started or stopped, a failed unit forgotten; systemd answers in milliseconds unless it reloads a large node's units."""
+SNAPSHOT_USAGE = 60.0
+"""One walk over what all containers have written."""
 STATS = 5.0
 """Reading the cgroup files of some containers; those of one whose kernel doesn't answer have no numbers then."""
 STORE_CLOSE = 10.0

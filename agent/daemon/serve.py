@@ -114,8 +114,8 @@ async def _compose(settings: Settings, stack: AsyncExitStack, background: Superv
     store = await Store.open(settings.state_dir, settings.root_dir)
     stack.push_async_callback(store.close)
     processes, mounts, cgroups, namespaces = Processes(), Mounts(), Cgroups(), Namespaces()
-    stack.push_async_callback(processes.stop)
     systemd = Systemd(processes)
+    stack.push_async_callback(processes.stop)
     incarnation = Incarnation(processes, settings.state_dir)
     await incarnation.begin()
     stack.push_async_callback(incarnation.end)
@@ -187,9 +187,9 @@ async def _compose(settings: Settings, stack: AsyncExitStack, background: Superv
         namespaces=namespaces,
         mounts=mounts,
         cgroups=cgroups,
+        systemd=systemd,
         exchange=exchange,
         supervisor=supervisor,
-        systemd=systemd,
         stats=stats,
     )
     releasers.register(pods)
@@ -223,6 +223,6 @@ async def _remove_cgroups(ledger: Ledger, cgroups: Cgroups, systemd: Systemd, se
     for path in (settings.shim_cgroup, settings.pod_cgroup):
         with suppress(OrlopError):
             await cgroups.wait_empty(path, timeouts.LOG_COPIER_END)
-            await cgroups.remove(path)
             if (unit := posixpath.basename(path)).endswith((".service", ".slice")):
                 await systemd.stop(unit)
+            await cgroups.remove(path)

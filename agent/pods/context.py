@@ -55,11 +55,11 @@ class Pods:
     namespaces: Namespaces
     mounts: Mounts
     cgroups: Cgroups
+    systemd: Systemd
     exchange: Exchange
     supervisor: Supervisor
     stats: Sampler
     events: EventFeed = field(default_factory=EventFeed)
-    systemd: Systemd
     locks: KeyedLock = field(default_factory=KeyedLock)
     _running: dict[str, asyncio.Task[Any]] = field(default_factory=dict)
 
