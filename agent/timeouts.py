@@ -45,6 +45,8 @@ EXEC_END = 1.0
 """An ExecSync's answer waits this long for the exec to be taken down; the rest goes on behind it."""
 ENGINE = 30.0
 """A direct call of the OCI engine (`runc delete --force`)."""
+ENGINE_FEATURES = 5.0
+"""`ENGINE features`, asked when the daemon starts; an engine that doesn't answer is used without any."""
 UNPACK_LAYER = 1800.0
 """One layer through the unpack worker."""
 DAEMON_STOP = 12.0

@@ -38,6 +38,7 @@ from agent.pods import container_events, exits, facts, recovery
 from agent.pods.context import Pods
 from agent.pods.registry import Registry
 from agent.registry import RegistryClient
+from agent.runtime.v2 import features
 from agent.runtime.v2.manager import TaskManager
 from agent.snapshots.snapshotter import Snapshotter
 from agent.stats import Sampler
@@ -174,6 +175,7 @@ async def _compose(settings: Settings, stack: AsyncExitStack, background: Superv
         netns_dir=settings.netns_dir,
         pod_cgroup=settings.pod_cgroup,
         handlers=settings.runtimes,
+        features=await features.detect(settings.runtimes.values(), processes),
         default_handler=settings.default_runtime,
         sandbox_image=settings.sandbox_image,
         facts=node,

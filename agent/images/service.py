@@ -15,7 +15,7 @@ import asyncio
 import math
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Collection, Sequence
+from collections.abc import AsyncIterator, Awaitable, Collection, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -87,7 +87,7 @@ class ImageService:
         self._records = records
         self._ledger = ledger
         self._releases = releases
-        self._pinned = {str(parse_reference(name)) for name in pinned}
+        self._pinned = {_key(parse_reference(name)) for name in pinned}
         self._images: dict[str, Image] = {}
         self._names: dict[str, str] = {}  # tag or digest reference -> image id
         self._imports = 0
@@ -110,10 +110,13 @@ class ImageService:
             _log.warning("removed snapshot directories that nobody owns", paths=removed)
         for image_id, data in (await self._records.load()).items():
             try:
-                self._set(await self._loaded(image_id, ImageRecord.from_json(data)))
+                losers = self._set(await self._loaded(image_id, ImageRecord.from_json(data)))
             except (OrlopError, OSError, ValueError, KeyError, TypeError) as error:
                 _log.error("image dropped: its record, config or a layer is unusable", image=image_id, error=str(error))
                 await self._records.delete(image_id)
+                continue
+            for loser in losers:  # cut off in the middle of `_add`: when the winner is removed, the tag would come back
+                await self._attempt(self._records.put(loser.id, _record(loser).to_json()), f"record of image {loser.id}")
         self._supervisor.start(self._collect(), name="collect")
 
     async def stop_pulls(self) -> None:
@@ -143,9 +146,7 @@ class ImageService:
             reference = parse_reference(name)
         except InvalidArgument:
             return None
-        # With both, the digest decides, as for a pull.
-        key = reference.with_digest(reference.digest) if reference.digest else str(reference)
-        return self._images.get(self._names.get(key, ""))
+        return self._images.get(self._names.get(_key(reference), ""))
 
     def resolve(self, name: str) -> Image:
         """`find`, for who can't go on without it. Raises NotFound."""
@@ -183,9 +184,22 @@ class ImageService:
 
     # Containers
 
-    async def prepare_rootfs(self, image_id: str, key: str) -> list[Mount]:
-        """The mounts of a new writable rootfs; the caller has intended SNAPSHOT `key`. Raises as `Snapshotter.prepare`."""
-        return await self._snapshots.prepare(key, self.resolve(image_id).chain_id)
+    async def prepare_rootfs(self, image_id: str, key: str, volumes: Iterable[str] = ()) -> list[Mount]:
+        """The mounts of a new writable rootfs; the caller has intended SNAPSHOT `key`. Raises as `Snapshotter.prepare`.
+
+        `volumes` are ids of images that the container mounts: their layers stay, as those of its own image, until SNAPSHOT is released.
+        """
+        kept = [self.resolve(volume).chain_id for volume in volumes]
+        return await self._snapshots.prepare(key, self.resolve(image_id).chain_id, kept)
+
+    async def volume(self, image_id: str, sub_path: str) -> Mount:
+        """How an engine mounts an image, or a directory in it, read-only: for a container whose rootfs was prepared with this volume.
+
+        Raises:
+            NotFound: no such image, or no such directory in it.
+            InvalidArgument: overlayfs can't be told of that directory.
+        """
+        return await self._snapshots.volume(self.resolve(image_id).chain_id, sub_path)
 
     async def read_file(self, image_id: str, path: str) -> bytes | None:
         """A file of the image, such as /etc/passwd, without mounting it; None if it has none. Raises NotFound, ResourceExhausted."""
@@ -384,7 +398,7 @@ class ImageService:
             for other in map(self._images.__getitem__, losers)
         ]
         for visible in (*changed, image):
-            self._images[visible.id] = replace(visible, pinned=not self._pinned.isdisjoint(visible.tags))
+            self._images[visible.id] = replace(visible, pinned=not self._pinned.isdisjoint((*visible.tags, *visible.digests)))
         self._names.update(dict.fromkeys((*image.tags, *image.digests), image.id))
         return changed
 
@@ -411,11 +425,11 @@ class ImageService:
     def _needed_blobs(self) -> set[str]:
         return {digest for image in self._images.values() for digest in (image.id, *image.manifests)}
 
-    async def _attempt(self, deletion: Awaitable[None], what: str) -> None:
+    async def _attempt(self, change: Awaitable[None], what: str) -> None:
         try:
-            await deletion
+            await change
         except (OrlopError, OSError) as error:
-            _log.error("not deleted, the next start tries again", what=what, error=str(error))
+            _log.error("not changed on disk, the next start tries again", what=what, error=str(error))
 
     def _measure_again(self) -> None:
         if time.monotonic() >= self._measure_next:
@@ -435,6 +449,11 @@ def _pulled(name: str) -> Reference:
     """What a pull of `name` asks for: beside a digest a tag counts nothing, since whether it means that digest nobody has asked."""
     reference = parse_reference(name)
     return replace(reference, tag="") if reference.digest else reference
+
+
+def _key(reference: Reference) -> str:
+    """The name by which an image has it: with both, the digest decides, as for a pull."""
+    return reference.with_digest(reference.digest) if reference.digest else reference.tagged
 
 
 def _record(image: Image) -> ImageRecord:

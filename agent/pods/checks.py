@@ -28,7 +28,7 @@ def sandbox(config: cri.PodSandboxConfig) -> None:
         raise InvalidArgument(f"config.hostname {_shown(config.hostname)} is not a host name of at most 64 characters")
     log_directory("config.log_directory", config.log_directory)
     parent = config.linux.cgroup_parent
-    if parent and not _SLICE.fullmatch(parent) and not _is_path(parent):
+    if parent and not _SLICE.fullmatch(parent) and not is_path(parent):
         raise InvalidArgument(f"config.linux.cgroup_parent {_shown(parent)} is neither an absolute cgroup path nor a slice")
     for field in ("servers", "searches", "options"):
         for word in getattr(config.dns_config, field):
@@ -42,7 +42,7 @@ def container(config: cri.ContainerConfig) -> None:
     _name("config.metadata.name", config.metadata.name)
     if not config.image.image:
         raise InvalidArgument("config.image.image must not be empty")
-    if config.log_path and (config.log_path.startswith("/") or not _is_path(f"/{config.log_path}")):
+    if config.log_path and (config.log_path.startswith("/") or not is_path(f"/{config.log_path}")):
         raise InvalidArgument(f"config.log_path {_shown(config.log_path)} must be relative and stay inside of the pod's log_directory")
     if config.CDI_devices:
         raise InvalidArgument("config.CDI_devices: CDI devices are not supported yet")
@@ -50,7 +50,7 @@ def container(config: cri.ContainerConfig) -> None:
 
 def log_directory(field: str, value: str) -> None:
     """Raises InvalidArgument."""
-    if value and not _is_path(value):
+    if value and not is_path(value):
         raise InvalidArgument(f"{field} {_shown(value)} is not an absolute path without '..'")
 
 
@@ -86,7 +86,7 @@ def _name(field: str, value: str) -> None:
         raise InvalidArgument(f"{field} {_shown(value)} can't be a Kubernetes name")
 
 
-def _is_path(value: str) -> bool:
+def is_path(value: str) -> bool:
     """Absolute, and what it says: no way up, nothing that the kernel would end it at, or refuse."""
     parts = value.split("/")
     return value[0] == "/" and ".." not in parts and value.isprintable() and len(value.encode()) <= _PATH and max(map(len, parts)) <= 255

@@ -11,7 +11,7 @@ from agent.errdefs import FailedPrecondition, InvalidArgument
 from agent.identifiers import new_id
 from agent.images.image import Image
 from agent.images.reference import parse_reference
-from agent.pods import checks, signals
+from agent.pods import checks, image_volumes, signals
 from agent.pods.container import ContainerRecord, ContainerState
 from agent.pods.context import Pods
 from agent.pods.registry import Container, Sandbox
@@ -79,25 +79,30 @@ def insist_on_ready(sandbox: Sandbox) -> None:
 
 async def _create(pods: Pods, sandbox: Sandbox, container_id: str, config: cri.ContainerConfig, log_directory: str) -> None:
     image = pods.images.resolve(config.image.image)
-    spec = await build(
-        SpecInputs(
-            container_id=container_id,
-            sandbox=sandbox.record,
-            handler=pods.handler(sandbox.record.handler),
-            config=config,
-            image=image.config,
-            passwd=await pods.images.read_file(image.id, "/etc/passwd") or b"",
-            group=await pods.images.read_file(image.id, "/etc/group") or b"",
-            facts=pods.facts,
-            pid_namespace=pid_namespace(pods, sandbox, config),
-        )
-    )
+    handler = pods.handler(sandbox.record.handler)
+    config = image_volumes.resolved(pods.images, handler, config)
     stop_signal = _stop_signal(config, image)
     await pods.ledger.intend(Intent(Kind.SNAPSHOT, container_id, sandbox=sandbox.record.id, container=container_id))
     try:
         await failpoints.hit("pods.container_create.snapshot")
-        rootfs = await pods.images.prepare_rootfs(image.id, container_id)
+        rootfs = await pods.images.prepare_rootfs(image.id, container_id, image_volumes.image_ids(config))
         await pods.ledger.hold(Kind.SNAPSHOT, container_id)
+        # Not before: from here on no layer that the spec speaks of can go.
+        spec = await build(
+            SpecInputs(
+                container_id=container_id,
+                sandbox=sandbox.record,
+                handler=handler,
+                config=config,
+                image=image.config,
+                passwd=await pods.images.read_file(image.id, "/etc/passwd") or b"",
+                group=await pods.images.read_file(image.id, "/etc/group") or b"",
+                facts=pods.facts,
+                features=pods.features[handler.name],
+                pid_namespace=pid_namespace(pods, sandbox, config),
+                image_volumes=await image_volumes.mounts(pods.images, config),
+            )
+        )
         record = ContainerRecord(
             id=container_id,
             sandbox_id=sandbox.record.id,

@@ -26,6 +26,7 @@ from agent.network.network import Network
 from agent.pods.event_feed import EventFeed
 from agent.pods.facts import NodeFacts
 from agent.pods.registry import Registry
+from agent.runtime.v2.features import HandlerFeatures
 from agent.runtime.v2.manager import TaskManager
 from agent.stats import Sampler
 from agent.store.ledger import Ledger
@@ -36,12 +37,15 @@ T = TypeVar("T")
 
 @dataclass
 class Pods:
-    """The collaborators of the pods layer. `state_dir` is boot-scoped (/run/orlop), `netns_dir` is /run/netns."""
+    """The collaborators of the pods layer. `state_dir` is boot-scoped (/run/orlop), `netns_dir` is /run/netns; `features` says what
+    each of `handlers` can do.
+    """
 
     state_dir: Path
     netns_dir: Path
     pod_cgroup: str
     handlers: dict[str, RuntimeHandler]
+    features: dict[str, HandlerFeatures]
     default_handler: str
     sandbox_image: str
     facts: NodeFacts

@@ -40,8 +40,7 @@ async def status(pods: Pods, request: cri.StatusRequest) -> cri.StatusResponse:
             message="; ".join(pods.facts.restrictions),
         ),
     ]
-    features = cri.RuntimeHandlerFeatures(recursive_read_only_mounts=False, user_namespaces=False)
-    handlers = [cri.RuntimeHandler(name=name, features=features) for name in ("", *sorted(pods.handlers))]
+    handlers = [cri.RuntimeHandler(name=name, features=_features(pods, name)) for name in ("", *sorted(pods.handlers))]
     info = {}
     if request.verbose:
         details = {
@@ -60,8 +59,13 @@ async def status(pods: Pods, request: cri.StatusRequest) -> cri.StatusResponse:
         status=cri.RuntimeStatus(conditions=conditions),
         info=info,
         runtime_handlers=handlers,
-        features=cri.RuntimeFeatures(supplemental_groups_policy=True),
+        features=cri.RuntimeFeatures(supplemental_groups_policy=True, mount_options=True),
     )
+
+
+def _features(pods: Pods, name: str) -> cri.RuntimeHandlerFeatures:
+    features = pods.features[pods.handler(name).name]
+    return cri.RuntimeHandlerFeatures(recursive_read_only_mounts=features.recursive_read_only)
 
 
 async def runtime_config(pods: Pods, request: cri.RuntimeConfigRequest) -> cri.RuntimeConfigResponse:

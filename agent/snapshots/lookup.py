@@ -1,7 +1,8 @@
 """Looking into a stack of layers without mounting it: what overlayfs would show at a path. Blocks; callers are in a thread.
 
-The snapshotter uses it for /etc/passwd and /etc/group of an image, and for the owner and mode of a directory that a layer
-only implies. Layers are a stranger's: no symlink is followed by the kernel, and none leads out of the stack.
+The snapshotter uses it for /etc/passwd and /etc/group of an image, for a directory of it that becomes a volume, and for the
+owner and mode of a directory that a layer only implies. Layers are a stranger's: no symlink is followed by the kernel, and none
+leads out of the stack.
 """
 
 from __future__ import annotations
@@ -22,12 +23,16 @@ _OPEN_FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 
 class Found:
-    """A name in the topmost layer that has it. Owns the descriptor of the directory; a context manager."""
+    """A name in the topmost layer that has it. Owns the descriptor of the directory; a context manager.
 
-    def __init__(self, parent: int, name: bytes, mode: int) -> None:
+    `hides`: a directory on the way to it is opaque, so nothing of this name in a lower layer is ever seen.
+    """
+
+    def __init__(self, parent: int, name: bytes, mode: int, hides: bool) -> None:
         self.parent = parent
         self.name = name
         self.mode = mode
+        self.hides = hides
 
     def open(self, flags: int) -> int:
         return os.open(self.name, flags, dir_fd=self.parent)
@@ -58,7 +63,7 @@ def read_file(layers: Sequence[Path], path: bytes, limit: int) -> bytes | None:
         ResourceExhausted: it is longer than `limit` bytes.
     """
     found = _resolve(layers, path)
-    if found is None:
+    if not isinstance(found, Found):
         return None
     with found:
         if not stat.S_ISREG(found.mode):
@@ -68,6 +73,36 @@ def read_file(layers: Sequence[Path], path: bytes, limit: int) -> bytes | None:
     if len(data) > limit:
         raise ResourceExhausted(f"{show(path)} of the image is longer than {limit} bytes")
     return data
+
+
+def merged_directories(layers: Sequence[Path], path: bytes) -> tuple[bytes, list[int]] | None:
+    """The directory at `path` in `layers` (topmost first), symlinks followed: its path without any, relative, and the numbers of the
+    layers whose directories of this name overlayfs merges to it, topmost first. None if there is no directory.
+    """
+    parts = _resolve(layers, path)
+    if parts is None:
+        return None
+    if isinstance(parts, Found):
+        with parts:
+            return None
+    if not parts:
+        return b"", list(range(len(layers)))
+    merged = []
+    for number, layer in enumerate(layers):
+        found, final = _in_layer(layer, parts)
+        if found is not None:
+            with found:
+                if not stat.S_ISDIR(found.mode):
+                    break
+                directory = found.open(_OPEN_DIRECTORY)
+                try:
+                    final = found.hides or is_opaque(directory)
+                finally:
+                    os.close(directory)
+            merged.append(number)
+        if final:
+            break
+    return b"/".join(parts), merged
 
 
 def is_opaque(directory: int) -> bool:
@@ -80,8 +115,8 @@ def is_opaque(directory: int) -> bool:
         raise
 
 
-def _resolve(layers: Sequence[Path], path: bytes) -> Found | None:
-    """What is at `path`, symlinks followed; None for nothing, and for the root."""
+def _resolve(layers: Sequence[Path], path: bytes) -> Found | list[bytes] | None:
+    """What is at `path`, symlinks followed: the names that lead to a directory, `Found` for anything else, None for nothing."""
     real: list[bytes] = []
     todo = path.split(b"/")[::-1]
     links = 0
@@ -113,7 +148,7 @@ def _resolve(layers: Sequence[Path], path: bytes) -> Found | None:
             else:
                 previous.pop_all()
                 return found
-    return None
+    return real
 
 
 def _lookup(layers: Sequence[Path], parts: Sequence[bytes]) -> Found | None:
@@ -148,6 +183,6 @@ def _in_layer(layer: Path, parts: Sequence[bytes]) -> tuple[Found | None, bool]:
             return None, opaque
         if is_whiteout(status):
             return None, True
-        return Found(os.dup(parent), parts[-1], status.st_mode), True
+        return Found(os.dup(parent), parts[-1], status.st_mode, opaque), True
     finally:
         os.close(parent)

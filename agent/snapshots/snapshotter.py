@@ -3,7 +3,8 @@
     <root>/unpack/<key>/fs             a layer being unpacked; owned by a ledger entry LAYER_UNPACK, swept at start
     <root>/layers/<hex>, <root>/l      committed layers (`layers.py`); appear by rename, complete and on disk
     <root>/containers/<key>/fs, work   upper and work directory of a container; owned by a ledger entry SNAPSHOT
-    <root>/containers/<key>/chain      the chain id it stands on
+    <root>/containers/<key>/chain      the chain id it stands on, then those of the container's volumes, one a line
+    <root>/empty                       what is below a volume that has a single layer
     <root>/trash/<random>              layers on their way out; swept at start
 
 Unpacking is in two steps, so that the layers of an image unpack side by side: `unpack` knows nothing of the layers below,
@@ -22,6 +23,7 @@ import time
 from collections.abc import Callable, Collection, Iterable
 from contextlib import AbstractAsyncContextManager, suppress
 from dataclasses import asdict, dataclass
+from itertools import chain
 from pathlib import Path
 from typing import ParamSpec, Protocol
 
@@ -34,7 +36,7 @@ from agent.linux.mountinfo import parse_mountinfo
 from agent.linux.mounts import Mount
 from agent.linux.processes import Command, Completed
 from agent.snapshots import layers as layout
-from agent.snapshots import lookup
+from agent.snapshots import lookup, volumes
 from agent.snapshots.apply import Limits
 from agent.snapshots.commit import Unpacked, complete
 from agent.snapshots.layers import Layer
@@ -84,14 +86,14 @@ class Snapshotter:
             raise InvalidArgument(f"snapshot root {root}: overlay mount options can't name a path with ',', ':' or '\\' in it")
         self.root = root
         self._unpack, self._layers_dir, self._links = root / "unpack", root / "layers", root / "l"
-        self._containers_dir, self._trash = root / "containers", root / "trash"
+        self._containers_dir, self._trash, self._empty = root / "containers", root / "trash", root / "empty"
         self._processes = processes
         self._proc = proc
         self._limits = limits or Limits()
         self._workers = asyncio.Semaphore(parallel or os.cpu_count() or 1)
         self._cgroup = cgroup
         self._layers: dict[str, Layer] = {}
-        self._containers: dict[str, str] = {}
+        self._containers: dict[str, tuple[str, ...]] = {}  # the chain ids that each one needs; its own first
         self._usage: dict[str, Usage] = {}
         self._numbers = 0
         self._claims = KeyedLock()
@@ -113,6 +115,7 @@ class Snapshotter:
     def _open(self, known: Collection[str]) -> list[str]:
         for directory in (self._unpack, self._layers_dir, self._links, self._containers_dir, self._trash):
             directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        volumes.make_empty(self._empty)
         self._layers, unowned = layout.load_layers(self._layers_dir)
         for layer in self._layers.values():
             layout.link(self._links, layer, self._layers_dir)
@@ -128,7 +131,7 @@ class Snapshotter:
                 _log.error("a snapshot that nobody owns is mounted, and kept", snapshot=directory.name, mount=mount_point)
             if mount_point is not None or directory.name in known:
                 with suppress(FileNotFoundError):  # cut off before it was written: nothing stands on a layer yet
-                    self._containers[directory.name] = (directory / "chain").read_text()
+                    self._containers[directory.name] = tuple((directory / "chain").read_text().split("\n"))
             else:
                 unowned.append(directory)
         for directory in unowned:
@@ -222,7 +225,7 @@ class Snapshotter:
 
     def unused(self, needed: Iterable[str]) -> list[str]:
         """Layers that neither `needed` (chain ids of images) nor any snapshot stands on, in an order of removal."""
-        needed_closure = layout.closure(self._layers, {*needed, *self._containers.values()})
+        needed_closure = layout.closure(self._layers, {*needed, *chain.from_iterable(self._containers.values())})
         unused = [chain_id for chain_id in self._layers if chain_id not in needed_closure]
         return sorted(unused, key=lambda chain_id: len(layout.closure(self._layers, {chain_id})), reverse=True)
 
@@ -236,7 +239,7 @@ class Snapshotter:
         if layer is None:
             return
         users = [other.chain_id for other in self._layers.values() if other.parent == chain_id]
-        users += [key for key, stands_on in self._containers.items() if stands_on == chain_id]
+        users += [key for key, stands_on in self._containers.items() if chain_id in stands_on]
         if users:
             raise FailedPrecondition(f"layer {chain_id} is in use by {', '.join(users[:3])}; it stays")
         del self._layers[chain_id]  # before the first await: nobody finds it any more
@@ -253,8 +256,10 @@ class Snapshotter:
 
     # Snapshots of containers
 
-    async def prepare(self, key: str, chain_id: str) -> list[Mount]:
+    async def prepare(self, key: str, chain_id: str, kept: Iterable[str] = ()) -> list[Mount]:
         """Make a container's writable snapshot on a committed layer (empty: on nothing), and say how to mount it.
+
+        `kept` are chain ids whose layers stay, too, for as long as this snapshot does; `volume` tells how to mount those.
 
         It is mounted with `volatile`, which overlayfs allows once in the life of an upper directory, so there is no way to
         get the mounts again: a snapshot serves one container, and a new container gets a new one. After an error the caller,
@@ -266,11 +271,12 @@ class Snapshotter:
         """
         directory = self._containers_dir / validate(key, "snapshot key")
         lowers = self._short_names(chain_id)
+        needed = (chain_id, *(other for other in kept if self._chain(other)))
         if key in self._containers:
             raise AlreadyExists(f"snapshot {key} exists")
-        self._containers[key] = chain_id  # before the first await: from here on its layers are in use
+        self._containers[key] = needed  # before the first await: from here on its layers are in use
         await failpoints.hit("snapshots.prepare.mkdir")
-        await self._guarded(key, _make_snapshot, directory, chain_id, self._directories(chain_id)[:1])
+        await self._guarded(key, _make_snapshot, directory, needed, self._directories(chain_id)[:1])
         self._usage[key] = Usage(0, 0, time.time())  # known without a measurement: nothing is written yet
         if not lowers:
             return [Mount("bind", str(directory / "fs"), ("rbind", "rw"))]
@@ -297,6 +303,18 @@ class Snapshotter:
     def exists(self, key: str) -> bool:
         """Whether a container's snapshot is there, or being made."""
         return key in self._containers
+
+    async def volume(self, chain_id: str, sub_path: str = "") -> Mount:
+        """How to mount an image's files, or its directory `sub_path`, read-only; symlinks in it don't lead out of the image.
+
+        For a container that keeps the layers (`prepare`). Nothing is mounted by this.
+
+        Raises:
+            NotFound: a layer is not there, or no directory at `sub_path`.
+            InvalidArgument: overlayfs can't be told of that directory.
+        """
+        layers = self._directories(chain_id)
+        return await in_thread(volumes.mount, layers, self._short_names(chain_id), self._empty, sub_path)
 
     async def read_file(self, chain_id: str, path: str) -> bytes | None:
         """A regular file of at most `MAX_USER_FILE` bytes, as a container would see it; None if there is none.
@@ -383,9 +401,9 @@ def _make_unpack_directory(directory: Path) -> None:
     (directory / "fs").mkdir(mode=0o755)
 
 
-def _make_snapshot(directory: Path, chain_id: str, top: list[Path]) -> None:
+def _make_snapshot(directory: Path, needed: tuple[str, ...], top: list[Path]) -> None:
     directory.mkdir(mode=0o700)
-    (directory / "chain").write_text(chain_id)
+    (directory / "chain").write_text("\n".join(needed))
     upper = directory / "fs"
     upper.mkdir(mode=0o755)
     for lower in top:  # overlayfs shows the upper directory's owner and mode as the root's

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ import pytest
 
 from cri.api import api_pb2 as cri
 from tests.e2e.client import Client, Pod, pod_namespaces, refused
+from tests.e2e.toolbox import Pair
 
 pytestmark = pytest.mark.e2e
 
@@ -115,7 +118,7 @@ def test_volumes(kubelet: Client, tmp_path: Path) -> None:
     pod = kubelet.run_pod(hostname="web")
     mounts = [
         cri.Mount(container_path="/data/below", host_path=str(tmp_path / "below"), mount_options=["noexec"]),
-        cri.Mount(container_path="/data", host_path=str(tmp_path), readonly=True, recursive_read_only=True),
+        cri.Mount(container_path="/data", host_path=str(tmp_path), readonly=True),
         cri.Mount(container_path="/etc", host_path=str(tmp_path / "etc")),
     ]
     container = run(kubelet, pod, mounts=mounts)
@@ -127,6 +130,36 @@ def test_volumes(kubelet: Client, tmp_path: Path) -> None:
         kubelet.create_container(pod, mounts=[cri.Mount(container_path="/x", host_path="/no/such")])
     with refused(grpc.StatusCode.INVALID_ARGUMENT, "config.mounts['/']"):
         kubelet.create_container(pod, mounts=[cri.Mount(container_path="/", host_path="/tmp")])
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Iterator[Path]:
+    """A directory of the node with a mount below it, and one below that."""
+    (tmp_path / "tree/one").mkdir(parents=True)
+    for place in (tmp_path / "tree/one", tmp_path / "tree/one/two"):
+        place.mkdir(exist_ok=True)
+        subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "e2e", place], check=True)
+    yield tmp_path / "tree"
+    subprocess.run(["umount", "--recursive", tmp_path / "tree/one"], check=True)
+
+
+def test_read_only_with_all_that_is_mounted_below(kubelet: Client, pair: Pair, tree: Path) -> None:
+    """KEP-3857: where Status has the feature it holds, and elsewhere nobody gets less than was asked for."""
+    status: cri.StatusResponse = kubelet.runtime.Status(cri.StatusRequest())
+    assert [handler.name for handler in status.runtime_handlers] == ["", pair.engine, "task"]
+    able = pair != Pair("1.6", "crun")  # crun 1.8 can't be asked: it has no `features` yet
+    assert {handler.features.recursive_read_only_mounts for handler in status.runtime_handlers} == {able}
+    pod = kubelet.run_pod()
+    deep = cri.Mount(container_path="/data", host_path=str(tree), readonly=True, recursive_read_only=True)
+    if not able:
+        with refused(grpc.StatusCode.FAILED_PRECONDITION, "RROUnsupported: config.mounts['/data']", "features"):
+            kubelet.create_container(pod, mounts=[deep])
+        return
+    flat = cri.Mount(container_path="/flat", host_path=str(tree), readonly=True)
+    container = run(kubelet, pod, mounts=[deep, flat])
+    for place in ("/data", "/data/one", "/data/one/two", "/flat"):
+        fails(kubelet, container, f"touch {place}/x", "Read-only")
+    output(kubelet, container, "touch /flat/one/x /flat/one/two/x; test -e /data/one/two/x")
 
 
 def test_limits(kubelet: Client) -> None:

@@ -16,12 +16,14 @@ from collections.abc import Callable, Iterator, Sequence
 import pytest
 
 from cri.api import api_pb2 as cri
-from tests.e2e.client import Client, Pod, until
+from tests.e2e.client import BUSYBOX, Client, Pod, until
 from tests.e2e.conftest import one_pair
 from tests.e2e.faults import Rig
 from tests.e2e.node import shims
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
+
+IMAGE_VOLUME = cri.Mount(container_path="/vol", image=cri.ImageSpec(image=BUSYBOX), readonly=True, image_sub_path="etc")
 
 Story = Callable[[Rig], Iterator[Callable[[], object]]]
 
@@ -77,7 +79,7 @@ def run_pod_sandbox_with_task(rig: Rig) -> Iterator[Callable[[], object]]:
 
 def create_container(rig: Rig) -> Iterator[Callable[[], object]]:
     kubelet = rig.kubelet
-    yield lambda: kubelet.create_container(rig.pod, name="app")
+    yield lambda: kubelet.create_container(rig.pod, name="app", mounts=[IMAGE_VOLUME])
     for container in kubelet.containers():
         if container.metadata.name == "app":
             kubelet.remove(container.id)
@@ -87,7 +89,7 @@ def create_container(rig: Rig) -> Iterator[Callable[[], object]]:
 
 def start_container(rig: Rig) -> Iterator[Callable[[], object]]:
     kubelet = rig.kubelet
-    container = kubelet.create_container(rig.pod, name="app")
+    container = kubelet.create_container(rig.pod, name="app", mounts=[IMAGE_VOLUME])
     yield lambda: kubelet.start(container)
     rig.daemon.wait_recovered()
     status = kubelet.status(container)

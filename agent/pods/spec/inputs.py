@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from agent.config.handlers import RuntimeHandler
 from agent.images.documents import ImageConfig
+from agent.linux.mounts import Mount
 from agent.pods.facts import NodeFacts
 from agent.pods.sandbox import SandboxRecord
+from agent.runtime.v2.features import HandlerFeatures
 from cri.api import api_pb2 as cri
 
 
@@ -15,7 +18,8 @@ from cri.api import api_pb2 as cri
 class SpecInputs:
     """`passwd` and `group` are the image's files, empty where it has none.
 
-    `pid_namespace`: a path to join, "" for the host's, None for one of the container's own.
+    `pid_namespace`: a path to join, "" for the host's, None for one of the container's own. `image_volumes`: how to mount the images
+    that `config` names, by image and sub path.
     """
 
     container_id: str
@@ -26,7 +30,9 @@ class SpecInputs:
     passwd: bytes
     group: bytes
     facts: NodeFacts
+    features: HandlerFeatures
     pid_namespace: str | None
+    image_volumes: Mapping[tuple[str, str], Mount] = field(default_factory=dict)
 
     @property
     def security(self) -> cri.LinuxContainerSecurityContext:

@@ -12,13 +12,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from agent.errdefs import InvalidArgument, NotFound
+from agent.errdefs import FailedPrecondition, InvalidArgument, NotFound
 from agent.linux.mounts import MountInfo, parse_mountinfo
 from agent.pods.spec.inputs import SpecInputs
 from cri.api import api_pb2 as cri
 
 _PSEUDO = ("nosuid", "noexec", "nodev")
 _EXTRA_OPTIONS = frozenset({"noexec", "nodev", "nosuid"})
+_RRO_UNSUPPORTED = "RROUnsupported"
+"""https://github.com/kubernetes/cri-api, pkg/errors: what a message begins with, since Go's clients lose the class of an error."""
 _CGROUP2_SHARED = frozenset({"nsdelegate", "memory_recursiveprot"})
 """Options of cgroup2 as a whole: a mount of it outside of a cgroup namespace that leaves them out takes them from the node."""
 
@@ -34,7 +36,7 @@ class MountPlan:
 def plan(inputs: SpecInputs, mountinfo: Path = Path("/proc/self/mountinfo")) -> MountPlan:
     """Blocks. Raises InvalidArgument and NotFound, naming the mount."""
     asked = {_target(mount) for mount in inputs.config.mounts}
-    asked_for = {mount.propagation for mount in inputs.config.mounts}
+    asked_for = {mount.propagation for mount in inputs.config.mounts if not mount.HasField("image")}
     host_mounts: list[MountInfo] = []
     if asked_for - {cri.PROPAGATION_PRIVATE} or _shares_cgroup2(inputs):  # else not: 10,000 mounts take 50 ms
         host_mounts = parse_mountinfo(mountinfo.read_bytes())
@@ -44,7 +46,7 @@ def plan(inputs: SpecInputs, mountinfo: Path = Path("/proc/self/mountinfo")) -> 
         if mount["destination"] not in asked and not ("/dev" in asked and mount["destination"].startswith("/dev/"))
     ]
     volumes = [mount for mount in _pod_files(inputs) if mount["destination"] not in asked]
-    volumes += [_cri_mount(mount, host_mounts) for mount in inputs.config.mounts]
+    volumes += [_cri_mount(mount, inputs, host_mounts) for mount in inputs.config.mounts]
     volumes.sort(key=lambda mount: mount["destination"].count("/"))
     propagation = ""
     if cri.PROPAGATION_BIDIRECTIONAL in asked_for:
@@ -104,19 +106,22 @@ def _pod_files(inputs: SpecInputs) -> list[dict[str, Any]]:
     return [*files, _mount("/dev/shm", "bind", shm, "rbind", "rprivate", "rw")]
 
 
-def _cri_mount(mount: cri.Mount, host_mounts: list[MountInfo]) -> dict[str, Any]:
+def _cri_mount(mount: cri.Mount, inputs: SpecInputs, host_mounts: list[MountInfo]) -> dict[str, Any]:
     where = _where(mount)
-    if mount.HasField("image"):
-        raise InvalidArgument(f"{where}: image volumes are not supported yet")
     if mount.uidMappings or mount.gidMappings:
         raise InvalidArgument(f"{where}: idmapped mounts are not supported yet")
+    unknown = sorted(set(mount.mount_options) - _EXTRA_OPTIONS)
+    if unknown:
+        raise InvalidArgument(f"{where}: mount_options {unknown} are not among {sorted(_EXTRA_OPTIONS)}")
+    if mount.HasField("image"):
+        volume = inputs.image_volumes[mount.image.image, mount.image_sub_path]
+        return _mount(_target(mount), volume.type, volume.source, *volume.options, *mount.mount_options)
     if not mount.host_path.startswith("/") or "\0" in mount.host_path:
         raise InvalidArgument(f"{where}: host_path {mount.host_path!r} is not an absolute path")
     if mount.recursive_read_only and (not mount.readonly or mount.propagation != cri.PROPAGATION_PRIVATE):
         raise InvalidArgument(f"{where}: recursive_read_only needs readonly and private propagation")
-    unknown = sorted(set(mount.mount_options) - _EXTRA_OPTIONS)
-    if unknown:
-        raise InvalidArgument(f"{where}: mount_options {unknown} are not among {sorted(_EXTRA_OPTIONS)}")
+    if mount.recursive_read_only and not inputs.features.recursive_read_only:
+        raise FailedPrecondition(f"{_RRO_UNSUPPORTED}: {where}: recursive_read_only: {inputs.features.no_recursive_read_only}")
     try:
         # Resolved once, here: what the engine binds must be what was checked.
         source = os.path.realpath(mount.host_path, strict=True)

@@ -488,6 +488,26 @@ async def test_an_image_that_is_removed_while_it_is_pulled_again(node: ImageNode
     nothing_left(node)
 
 
+async def test_what_a_running_pull_has_already_stays_whatever_is_removed_beside_it(node: ImageNode, registry: FakeRegistry) -> None:
+    """Its documents, and the layer that it shares with an image that goes; nothing refers to either yet."""
+    registry.add_image("old", [BASE], "v1")
+    registry.add_image("app", [BASE, {"big": NOISE}], "v1")
+    old, app = (f"{registry.domain}/{name}:v1" for name in ("old", "app"))
+    await node.images.pull(old)
+    hold_layers(registry)
+    pull = asyncio.create_task(node.images.pull(app))
+    await until(lambda: any(layer.offset for running in node.images.pulls() for layer in running.layers))
+    before = node.content.list()
+    await node.images.remove(old)
+    await node.images._collect()  # as the end of a container does
+    assert node.content.list() == before
+    assert node.below("snapshots/layers") == 1
+    registry.rules.clear()
+    pull.cancel()
+    await asyncio.wait([pull])
+    nothing_left(node)  # with the last pull goes what only it has kept
+
+
 async def test_limits(tmp_path: Path, registry: FakeRegistry) -> None:
     node = await ImageNode(tmp_path, parallel_pulls=1).start()
     for app in ("one", "two"):

@@ -7,6 +7,7 @@ import json
 import tarfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -144,6 +145,38 @@ async def test_a_tag_moves_to_the_newest_import(node: ImageNode, tmp_path: Path)
     node.stop = again.stop  # type: ignore[method-assign]  # it is stopped
 
 
+@pytest.mark.parametrize("point", ["store.put.commit=1*error", "store.put.commit=2*error"])
+async def test_a_tag_is_of_one_image_wherever_its_move_is_cut_off(node: ImageNode, tmp_path: Path, point: str) -> None:
+    (old,) = await node.images.import_archive(make_oci_layout(tmp_path / "a", {"app:v1": [BASE]}))
+    failpoints.configure(point)
+    with pytest.raises(Internal):
+        await node.images.import_archive(make_oci_layout(tmp_path / "b", {"app:v1": [{"x": b""}]}))
+    again = await node.restarted()
+    winner = again.images.resolve("app:v1")
+    assert (winner.id == old.id) is point.endswith("=1*error")
+    if winner.id != old.id:
+        assert again.images.resolve(old.id).tags == ()
+        await again.images.remove(winner.id)
+        again = await again.restarted()
+        assert again.images.find("app:v1") is None, "the tag came back"
+        assert again.images.images() == [replace(old, tags=())]
+    await again.stop()
+    node.stop = again.stop  # type: ignore[method-assign]  # it is stopped
+
+
+async def test_a_move_of_a_tag_that_can_not_be_written_is_no_reason_not_to_start(node: ImageNode, tmp_path: Path) -> None:
+    await node.images.import_archive(make_oci_layout(tmp_path / "a", {"app:v1": [BASE]}))
+    failpoints.configure("store.put.commit=2*error")
+    with pytest.raises(Internal):
+        await node.images.import_archive(make_oci_layout(tmp_path / "b", {"app:v1": [{"x": b""}]}))
+    await node.stop()
+    failpoints.configure("store.put.commit=error")
+    again = await ImageNode(tmp_path).start()
+    assert len(again.images.images()) == 2
+    await again.stop()
+    node.stop = again.stop  # type: ignore[method-assign]  # it is stopped
+
+
 async def test_importing_again_changes_nothing(node: ImageNode, tmp_path: Path) -> None:
     archive = make_oci_layout(tmp_path / "a", {"app:v1": [BASE]})
     first = await node.images.import_archive(archive)
@@ -213,6 +246,29 @@ async def test_a_container_keeps_its_layers_and_its_release_frees_them(node: Ima
         await node_two.images.prepare_rootfs(image.id, "c2")
 
 
+async def test_a_container_keeps_the_images_that_it_mounts(node: ImageNode, tmp_path: Path) -> None:
+    archive = make_oci_layout(tmp_path / "a", {"app": [BASE], "data": [BASE, {"data/x": b""}], "other": [{"y": b""}]})
+    own, data, _ = await node.images.import_archive(archive)
+    await node.store.ledger.intend(Intent(Kind.SNAPSHOT, "c1", "pod", "c1"))
+    await node.images.prepare_rootfs(own.id, "c1", [data.id])
+    for name in ("app", "data", "other"):
+        await node.images.remove(name)
+    assert node.left() == {"layers": 2, "l": 2}
+    with pytest.raises(NotFound):
+        await node.images.volume(data.id, "data")  # for a new container it is gone
+    await node.images.import_archive(archive)
+    assert len(node.runner.unpacked) == 3 + 1  # those that were kept are not unpacked again
+    assert (await node.images.volume(data.id, "data")).type == "overlay"
+    for name in ("app", "data", "other"):
+        await node.images.remove(name)
+    again = await node.restarted()
+    assert again.left() == {"layers": 2, "l": 2}
+    assert await again.releases.release_owned(container="c1") == []
+    await again.stop()
+    assert again.left() == {}
+    node.stop = again.stop  # type: ignore[method-assign]  # it is stopped
+
+
 async def test_files_and_usage(node: ImageNode, tmp_path: Path) -> None:
     (image,) = await node.images.import_archive(make_oci_layout(tmp_path / "a", {"app": [BASE]}))
     assert await node.images.read_file(image.id, "/etc/passwd") == b"root:x:0:0"
@@ -231,6 +287,9 @@ async def test_pinned_images(tmp_path: Path) -> None:
     await node.images.import_archive(make_oci_layout(tmp_path / "b", {"pause:3": [{"y": b""}]}))
     assert [image.pinned for image in node.images.images()] == [False, False, True]
     await node.stop()
+    by_digest = await ImageNode(tmp_path, pinned=(f"pause:tag-that-counts-nothing@{images[0].digests[0].partition('@')[2]}",)).start()
+    assert [image.id for image in by_digest.images.images() if image.pinned] == [images[0].id]
+    await by_digest.stop()
 
 
 async def test_images_are_there_after_a_restart(node: ImageNode, tmp_path: Path) -> None:

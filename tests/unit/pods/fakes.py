@@ -19,6 +19,7 @@ from agent.pods.event_feed import EventFeed
 from agent.pods.facts import NodeFacts
 from agent.pods.registry import Container, Registry, Sandbox
 from agent.pods.sandbox import Pin, SandboxRecord
+from agent.runtime.v2.features import HandlerFeatures
 from agent.snapshots.snapshotter import Usage
 from agent.stats import Sampler
 from cri.api import api_pb2 as cri
@@ -107,6 +108,7 @@ class World:
     namespaces: FakeNamespaces = field(default_factory=FakeNamespaces)
     registry: Registry = field(default_factory=lambda: Registry(MemoryStore(), MemoryStore()))
     handlers: dict[str, RuntimeHandler] = field(default_factory=lambda: {"runc": RuntimeHandler("runc")})
+    features: dict[str, HandlerFeatures] = field(default_factory=lambda: {"runc": HandlerFeatures()})
     facts: NodeFacts = field(default_factory=lambda: facts(cgroup_v2=True))
     supervisor: Supervisor = field(default_factory=lambda: Supervisor("test"))
     locks: KeyedLock = field(default_factory=KeyedLock)

@@ -9,6 +9,7 @@ from agent.images.documents import ImageConfig
 from agent.pods.facts import CAPABILITIES, NodeFacts
 from agent.pods.sandbox import Pin, SandboxRecord
 from agent.pods.spec.inputs import SpecInputs
+from agent.runtime.v2.features import HandlerFeatures
 from cri.api import api_pb2 as cri
 
 CONTAINER = "cd" * 32
@@ -64,6 +65,7 @@ def inputs(
         "passwd": b"root:x:0:0:root:/root:/bin/sh\n",
         "group": b"root:x:0:\n",
         "facts": facts(),
+        "features": HandlerFeatures(),
         "pid_namespace": None,
     }
     return SpecInputs(**{**fields, **changes})

@@ -7,9 +7,11 @@ from typing import Any
 
 import pytest
 
-from agent.errdefs import InvalidArgument, NotFound, OrlopError
+from agent.errdefs import FailedPrecondition, InvalidArgument, NotFound, OrlopError
+from agent.linux.mounts import Mount
 from agent.pods.spec.inputs import SpecInputs
 from agent.pods.spec.mounts import MountPlan, plan
+from agent.runtime.v2.features import HandlerFeatures
 from cri.api import api_pb2 as cri
 from tests.unit.pods.specs import DIRECTORY, PINS, facts, inputs
 
@@ -114,6 +116,27 @@ class TestVolumes:
     def test_options(self, fields: dict[str, Any], expected: list[str]) -> None:
         assert planned(volume("/data", **fields))["/data"]["options"] == expected
 
+    def test_an_image(self) -> None:
+        made = {("sha256:1", ""): Mount("overlay", "overlay", ("ro", "lowerdir=/a")), ("sha256:1", "etc"): Mount("overlay", "o", ("ro",))}
+        image = cri.ImageSpec(image="sha256:1")
+        both = [
+            cri.Mount(container_path="/all", image=image, readonly=True, mount_options=["noexec", "nodev"]),
+            cri.Mount(container_path="/etc", image=image, image_sub_path="etc", readonly=True, propagation=ONE_WAY),
+        ]
+        found = planned(*both, image_volumes=made)
+        assert found["/all"] == {
+            "destination": "/all", "type": "overlay", "source": "overlay", "options": ["ro", "lowerdir=/a", "noexec", "nodev"],
+        }  # fmt: skip
+        assert found["/etc"]["source"] == "o"
+        assert plan(given(*both, image_volumes=made)).rootfs_propagation == "", "nothing of the host is below an image"
+
+    def test_what_the_engine_can_not_make_read_only_is_refused(self) -> None:
+        features = HandlerFeatures("engine x has no mount option rro")
+        deep = volume("/data", readonly=True, recursive_read_only=True)
+        with pytest.raises(FailedPrecondition, match=r"^RROUnsupported: config.mounts\['/data'\]: recursive_read_only: engine x has no"):
+            planned(deep, features=features)
+        assert "ro" in planned(volume("/data", readonly=True), features=features)["/data"]["options"]
+
     def test_a_symbolic_link_is_resolved(self, tmp_path: Path) -> None:
         (tmp_path / "real").mkdir()
         (tmp_path / "link").symlink_to("real")
@@ -139,7 +162,6 @@ class TestVolumes:
             ),
             (volume("/data", mount_options=["suid"]), InvalidArgument, "mount_options"),
             (volume("/data", propagation=9), InvalidArgument, "propagation 9"),
-            (volume("/data", image=cri.ImageSpec(image="x")), InvalidArgument, "image volumes"),
             (volume("/data", uidMappings=[cri.IDMapping(length=1)]), InvalidArgument, "idmapped"),
             (volume("/data", gidMappings=[cri.IDMapping(length=1)]), InvalidArgument, "idmapped"),
         ],

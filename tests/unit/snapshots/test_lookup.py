@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from agent.errdefs import ResourceExhausted
-from agent.snapshots.lookup import open_directory, read_file
+from agent.snapshots import lookup
+from agent.snapshots.lookup import merged_directories, open_directory, read_file
 from tests.images import Entries, Node, directory, symlink, whiteout
 from tests.unit.snapshots.test_apply import apply
 
@@ -82,3 +83,41 @@ def test_directories_are_found_by_their_own_name_only(tmp_path: Path) -> None:
     os.close(opened)
     assert [open_directory(layers, path) for path in (b"gone", b"link", b"was", b"d/x", b"nowhere")] == [None] * 5
     assert open_directory([], b"") is None
+
+
+@pytest.mark.parametrize(
+    ("path", "expected"),
+    [
+        (b"", (b"", [0, 1, 2])),
+        (b"./", (b"", [0, 1, 2])),
+        (b"etc", (b"etc", [0, 2])),
+        (b"link", (b"etc", [0, 2])),
+        (b"/etc/conf.d/", (b"etc/conf.d", [2])),
+        (b"etc/../etc/out", (b"etc/conf.d", [2])),  # "../../../../etc/conf.d" stays inside
+        (b"home", (b"home", [1])),  # below it is a file
+        (b"again", (b"again", [1])),  # was removed, and made again
+        (b"opaque", (b"opaque", [1])),
+        (b"opaque/below", (b"opaque/below", [1])),
+        (b"etc/passwd", None),
+        (b"etc/passwd/x", None),
+        (b"gone", None),
+        (b"nowhere", None),
+        (b"loop", None),
+        (b"to-file", None),
+    ],
+)
+def test_which_layers_make_a_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: bytes, expected: tuple[bytes, list[int]] | None
+) -> None:
+    layers = stack(
+        tmp_path,
+        [
+            ("etc/conf.d/", directory()), ("etc/passwd", b""), ("home", b""), ("again/old", b""), ("gone/", directory()),
+            ("opaque/below/", directory()), ("to-file", symlink("etc/passwd")), ("loop", symlink("loop")),
+        ],
+        [("home/", directory()), whiteout("gone"), ("opaque/below/", directory()), ("again/new", b"")],
+        [("etc/hosts", b""), ("link", symlink("etc")), ("etc/out", symlink("../../../../etc/conf.d"))],
+    )  # fmt: skip
+    # The mark is an extended attribute that takes CAP_SYS_ADMIN to set.
+    monkeypatch.setattr(lookup, "is_opaque", lambda opened: os.readlink(f"/proc/self/fd/{opened}").endswith(("1/opaque", "1/again")))
+    assert merged_directories(layers, path) == expected
