@@ -1,6 +1,6 @@
 """A Kubernetes Pod manifest as CRI configs, for `orlop run`: what the kubelet would make of it, as far as one node can.
 
-Fields that need a cluster (service accounts, volumes other than hostPath, probes) are refused or named as ignored; nothing is
+Fields that need a cluster (service accounts, volumes other than hostPath and image, probes) are refused or named as ignored; nothing is
 dropped in silence.
 """
 
@@ -224,22 +224,24 @@ def _value(where: str, variable: Mapping[str, Any]) -> str:
 
 def _mount(where: str, mount: Mapping[str, Any], volumes: Mapping[str, Any], ignored: list[str]) -> cri.Mount:
     name = mount["name"]
-    volume = volumes.get(name)
-    if volume is None or "hostPath" not in volume:
-        raise InvalidArgument(f"{where}: volume {name!r} is not a hostPath volume, the only kind `orlop run` can mount")
-    path = str(volume["hostPath"]["path"])
-    if str(volume["hostPath"].get("type") or "").endswith("OrCreate"):
-        ignored.append(f"{where}: volume {name}: hostPath.type: nothing is created")
-    if below := str(mount.get("subPath") or ""):
-        if below.startswith("/") or ".." in below.split("/"):
-            raise InvalidArgument(f"{where}: volume {name!r}: subPath {below!r} leads out of the volume")
-        path = f"{path}/{below}"
+    volume = volumes.get(name) or {}
+    if "hostPath" not in volume and "image" not in volume:
+        raise InvalidArgument(f"{where}: volume {name!r} is not a hostPath or image volume, the only kinds that `orlop run` can mount")
+    below = str(mount.get("subPath") or "")
+    if below.startswith("/") or ".." in below.split("/"):
+        raise InvalidArgument(f"{where}: volume {name!r}: subPath {below!r} leads out of the volume")
     propagation = str(mount.get("mountPropagation") or "None")
     if propagation not in _PROPAGATION:
         raise InvalidArgument(f"{where}: volume {name!r}: mountPropagation {propagation!r} is not one of {sorted(_PROPAGATION)}")
-    return cri.Mount(
-        container_path=mount["mountPath"], host_path=path, readonly=bool(mount.get("readOnly")), propagation=_PROPAGATION[propagation]
-    )
+    made = cri.Mount(container_path=mount["mountPath"], propagation=_PROPAGATION[propagation])
+    if "image" in volume:
+        made.MergeFrom(cri.Mount(image=cri.ImageSpec(image=str(volume["image"]["reference"])), image_sub_path=below, readonly=True))
+        return made
+    path = str(volume["hostPath"]["path"])
+    if str(volume["hostPath"].get("type") or "").endswith("OrCreate"):
+        ignored.append(f"{where}: volume {name}: hostPath.type: nothing is created")
+    made.MergeFrom(cri.Mount(host_path=f"{path}/{below}" if below else path, readonly=bool(mount.get("readOnly"))))
+    return made
 
 
 def quantity(value: object) -> Decimal:

@@ -212,6 +212,21 @@ class TestContainer:
             cri.Mount(container_path="/c", host_path="/data"),
         ]
 
+    def test_images_as_volumes(self, load: Loader) -> None:
+        """Read-only, whatever the mount says, as the kubelet sends them."""
+        pod = load(
+            spec__volumes=[{"name": "data", "image": {"reference": "quay.io/data:1", "pullPolicy": "IfNotPresent"}}],
+            spec__containers__0__volumeMounts=[
+                {"name": "data", "mountPath": "/a"},
+                {"name": "data", "mountPath": "/b", "subPath": "x/y", "readOnly": False},
+            ],
+        )
+        image = cri.ImageSpec(image="quay.io/data:1")
+        assert list(pod.containers[0].mounts) == [
+            cri.Mount(container_path="/a", image=image, readonly=True),
+            cri.Mount(container_path="/b", image=image, image_sub_path="x/y", readonly=True),
+        ]
+
 
 def test_what_is_left_out_is_said(load: Loader) -> None:
     pod = load(
@@ -295,7 +310,7 @@ class TestQuantities:
         ({"spec__containers__0__ports": [{"hostPort": 80}]}, "containerPort"),
         ({"spec__containers__0__ports": [{"hostPort": 80, "containerPort": "x"}]}, "not a valid Pod manifest"),
         ({"spec__containers__0__ports": [{"hostPort": 80, "containerPort": 80, "protocol": "ICMP"}]}, "ICMP"),
-        ({"spec__containers__0__volumeMounts": [{"name": "x", "mountPath": "/x"}]}, "volume 'x' is not a hostPath"),
+        ({"spec__containers__0__volumeMounts": [{"name": "x", "mountPath": "/x"}]}, "volume 'x' is not a hostPath or image volume"),
         (
             {"spec__volumes": [{"name": "x", "emptyDir": {}}], "spec__containers__0__volumeMounts": [{"name": "x", "mountPath": "/x"}]},
             "volume 'x'",
