@@ -162,8 +162,14 @@ def make_docker_archive(target: Path, images: Mapping[str, Sequence[Entries]], c
     return blobs.write(target)
 
 
-def busybox_image(target: Path, name: str, config: Mapping[str, Any] | None = None, busybox: Path = Path("/bin/busybox")) -> Path:
-    """An image of the machine's static busybox (Debian: busybox-static) with its applets, users and /tmp."""
+def busybox_image(
+    target: Path,
+    name: str,
+    config: Mapping[str, Any] | None = None,
+    files: Mapping[str, bytes] | None = None,
+    busybox: Path = Path("/bin/busybox"),
+) -> Path:
+    """An image of the machine's static busybox (Debian: busybox-static) with its applets, users and /tmp, and with `files`."""
     applets = subprocess.run([busybox, "--list"], check=True, capture_output=True, text=True).stdout.split()
     layer: dict[str, bytes | Node] = {name: directory() for name in ("bin", "dev", "etc", "home", "proc", "root", "sys", "usr", "var")}
     layer["tmp"] = directory(0o1777)
@@ -171,5 +177,6 @@ def busybox_image(target: Path, name: str, config: Mapping[str, Any] | None = No
     layer.update({f"bin/{applet}": symlink("busybox") for applet in applets if applet != "busybox"})
     layer["etc/passwd"] = b"root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/home:/bin/false\n"
     layer["etc/group"] = b"root:x:0:\ntty:x:5:\nnogroup:x:65534:\n"
+    layer.update(files or {})
     defaults = {"Cmd": ["/bin/sh"], "Env": ["PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"]}
     return make_oci_layout(target, {name: [layer]}, {**defaults, **(config or {})})

@@ -21,6 +21,7 @@ from tests.images import busybox_image
 pytestmark = [pytest.mark.e2e, one_pair]
 
 OWN_IMAGE = "orlop.test/own:latest"
+MEMBERS_IMAGE = "orlop.test/members:latest"
 SYS_RESOURCE = 24
 MIB = 1 << 20
 
@@ -45,6 +46,19 @@ def own_image(shared_daemon: Daemon, tmp_path_factory: pytest.TempPathFactory) -
     shared_daemon.orlop("image", "import", archive)
     yield OWN_IMAGE
     shared_daemon.orlop("image", "rm", OWN_IMAGE)
+
+
+@pytest.fixture(scope="module")
+def members_image(shared_daemon: Daemon, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """An image whose user is in two groups by /etc/group alone."""
+    files = {
+        "etc/passwd": b"root:x:0:0:root:/root:/bin/sh\nann:x:1000:1000::/home:/bin/sh\nbob:x:1001:1001::/home:/bin/sh\n",
+        "etc/group": b"root:x:0:\nann:x:1000:\nbob:x:1001:\nextra:x:50000:ann\nmore:x:60000:bob,ann\nother:x:70000:bob\n",
+    }
+    archive = busybox_image(tmp_path_factory.mktemp("members") / "members.tar", MEMBERS_IMAGE, {"User": "ann"}, files)
+    shared_daemon.orlop("image", "import", archive)
+    yield MEMBERS_IMAGE
+    shared_daemon.orlop("image", "rm", MEMBERS_IMAGE)
 
 
 class TestProcess:
@@ -110,6 +124,46 @@ class TestProcess:
         status = kubelet.status(container)
         assert (status.user.linux.uid, status.user.linux.gid, list(status.user.linux.supplemental_groups)) == (65534, 5, [5])
         assert status.stop_signal == cri.SIGNAL_SIGUSR2
+
+    @pytest.mark.parametrize(
+        ("security", "expected"),
+        [
+            ({}, (1000, 1000, [1000, 50000, 60000])),  # Merge is the default
+            ({"supplemental_groups_policy": cri.Strict}, (1000, 1000, [1000])),
+            ({"supplemental_groups": [4000, 50000]}, (1000, 1000, [1000, 4000, 50000, 60000])),
+            ({"supplemental_groups": [4000], "supplemental_groups_policy": cri.Strict}, (1000, 1000, [1000, 4000])),
+            ({"run_as_user": cri.Int64Value(value=1000)}, (1000, 1000, [1000, 50000, 60000])),
+            ({"run_as_username": "ann", "supplemental_groups_policy": cri.Strict}, (1000, 1000, [1000])),
+            (
+                {"run_as_user": cri.Int64Value(value=1000), "run_as_group": cri.Int64Value(value=3000)},
+                (1000, 3000, [3000, 50000, 60000]),
+            ),
+            (
+                {
+                    "run_as_user": cri.Int64Value(value=1000), "run_as_group": cri.Int64Value(value=3000),
+                    "supplemental_groups": [4000], "supplemental_groups_policy": cri.Strict,
+                },
+                (1000, 3000, [3000, 4000]),
+            ),
+            ({"run_as_user": cri.Int64Value(value=2000)}, (2000, 0, [0])),  # nobody in the image
+        ],
+    )  # fmt: skip
+    def test_groups_of_the_image(
+        self, kubelet: Client, pod: Pod, members_image: str, security: dict[str, Any], expected: tuple[int, int, list[int]]
+    ) -> None:
+        """KEP-3619: Strict leaves out what the image's /etc/group adds; Status says what the first process got, and an exec gets it too."""
+        container = kubelet.run_container(pod, ["sleep", "1000000"], image=members_image, linux=linux(**security))
+        user = kubelet.status(container).user.linux
+        assert (user.uid, user.gid, sorted(user.supplemental_groups)) == expected
+        for process in ("1", "self"):
+            fields = proc_status(kubelet.exec_sync(container, "cat", f"/proc/{process}/status").stdout.decode().splitlines())
+            assert [int(fields[name].split()[0]) for name in ("Uid", "Gid")] == list(expected[:2])
+            assert sorted(map(int, fields["Groups"].split())) == expected[2]
+
+    def test_status_says_that_the_policy_is_heeded(self, kubelet: Client) -> None:
+        """Without it the kubelet doesn't start a pod that asks for Strict."""
+        answer: cri.StatusResponse = kubelet.runtime.Status(cri.StatusRequest())
+        assert answer.features == cri.RuntimeFeatures(supplemental_groups_policy=True, mount_options=True)
 
     def test_capabilities(self, kubelet: Client, pod: Pod) -> None:
         def sets(**security: Any) -> dict[str, int]:
@@ -205,13 +259,6 @@ class TestFiles:
     def mounted(at: Path) -> None:
         subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "e2e", at], check=True)
         (at / "file").touch()
-
-    def test_read_only_all_the_way_down(self, kubelet: Client, pod: Pod, shared: Path) -> None:
-        self.mounted(shared / "sub")
-        flat = cri.Mount(host_path=str(shared), container_path="/data", readonly=True)
-        deep = cri.Mount(host_path=str(shared), container_path="/data", readonly=True, recursive_read_only=True)
-        assert said(kubelet, pod, "touch /data/sub/flat", mounts=[flat]) == []
-        assert "Read-only" in said(kubelet, pod, "touch /data/sub/deep 2>&1", code=1, mounts=[deep])[0]
 
     def test_propagation_from_the_host(self, kubelet: Client, pod: Pod, shared: Path) -> None:
         def seeing(propagation: cri.MountPropagation) -> str:
