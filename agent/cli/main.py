@@ -204,6 +204,54 @@ def doctor(given: Options) -> None:
     _calling(given, lambda client: examine(settings.load(given.config), client, given.output))
 
 
+@main.command()
+@click.argument("sockets", nargs=-1, metavar="SOCKET [SOCKET ...]")
+@click.option("--image", required=True, help="With sh, cat, sleep and true, as busybox has them. Pulled if it isn't there.")
+@click.option("--large-image", default="", help="Removed and pulled, to measure that.")
+@click.option("--only", multiple=True, metavar="FAMILY", help="pods, parallel, exec, logs, images, lists, restart. Default: all.")
+@click.option("--pods", default=30, show_default=True, help="Pods one after the other on each socket.", type=click.IntRange(1))
+@click.option("--parallel", default=8, show_default=True, help="Pods at a time.", type=click.IntRange(1))
+@click.option("--containers", default=100, show_default=True, help="For lists and restarts.", type=click.IntRange(1))
+@click.option("--repeats", default=30, show_default=True, help="Of lists and execs.", type=click.IntRange(1))
+@click.option("--turns", default=3, show_default=True, help="Of what takes seconds.", type=click.IntRange(1))
+@click.option("--host-network", is_flag=True, help="Pods in the host's network, without CNI.")
+@click.option("--handler", default="", help="Runtime handler of the pods.")
+@click.option("--cgroup-parent", default="", metavar="PATH|SLICE", help="Where the pods' cgroups go.")
+@click.option("--cgroup", multiple=True, metavar="SOCKET=PATH", help="A cgroup that daemon, helpers or shims are in, if not the daemon's.")
+@click.option("--restart", multiple=True, metavar="SOCKET=COMMAND", help="Restarts the daemon.")
+@click.option("--critest", multiple=True, metavar="SOCKET=DIR", help="What `critest -benchmark` wrote, to be shown, too.")
+@click.option("--log-root", default="/var/log/pods", show_default=True, help="Where pods' log directories are made.", type=click.Path())
+@click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write everything there, with each sample.")
+@click.option("--svg", "svg_file", type=click.Path(path_type=Path), help="Draw the comparison there.")
+@options
+def bench(
+    given: Options, /, sockets: tuple[str, ...], only: tuple[str, ...], cgroup: tuple[str, ...], restart: tuple[str, ...],
+    critest: tuple[str, ...], log_root: str, json_file: Path | None, svg_file: Path | None, **sizes: Any,
+) -> None:  # fmt: skip
+    """Measure CRI runtimes side by side, by turns; the first SOCKET is what the others are compared with.
+
+    Any CRI socket will do: Orlop's, containerd's, CRI-O's. What can't be measured is shown as n/a, with the reason. Pods are named
+    bench-..., in namespace orlop-bench, and removed again, also after Ctrl-C.
+    """
+    from agent.bench.plan import Plan
+    from agent.cli.bench import bench as measure
+    from agent.cli.bench import by_socket
+
+    def run() -> None:
+        names = sockets or (given.socket,)
+        plan = Plan(
+            **sizes,
+            families=frozenset(only),
+            log_root=Path(log_root),
+            cgroups={socket: tuple(paths) for socket, paths in by_socket("--cgroup", cgroup, names).items()},
+            restarts={socket: commands[-1] for socket, commands in by_socket("--restart", restart, names).items()},
+            critest={socket: Path(directories[-1]) for socket, directories in by_socket("--critest", critest, names).items()},
+        )
+        asyncio.run(measure(plan, names, given.output, json_file, svg_file))
+
+    _reporting(run)
+
+
 def _calling(given: Options, work: Callable[[Any], Coroutine[Any, Any, int | None]]) -> NoReturn:
     """Run `work` with a client of the socket; its result is the exit code."""
     from cri.client import Client
