@@ -44,6 +44,10 @@ def _address(value: str) -> str:
     return "it is neither HOST:PORT nor empty"
 
 
+def _file(value: str) -> str:
+    return "" if not value or value.startswith("/") else "it is neither an absolute path nor empty"
+
+
 def _cgroup(value: str) -> str:
     absolute = value.startswith("/") and value != "/" and ".." not in value.split("/")
     return "" if absolute else "it is not an absolute cgroup path below the root"
@@ -80,6 +84,10 @@ class CNI:
 
     conf_dir: Path = Path("/etc/cni/net.d")
     """Directory of network configurations; the first by name counts. Watched, so a network add-on needs no restart."""
+    conf_template: str = checked(_file, "")
+    """Template of a network configuration, for nodes on which nothing else installs one: when the kubelet tells the pods' networks
+    (the node's podCIDRs) and `conf_dir` has no usable configuration, 10-orlop-net.conflist is made of it there. In the language of
+    containerd's `conf_template`: {{.PodCIDR}}, and {{range}} over .PodCIDRRanges and .Routes. Empty: none is made."""
     bin_dirs: tuple[Path, ...] = checked(_not_empty, (Path("/opt/cni/bin"), Path("/usr/lib/cni")))
     """Directories searched for plugins, in this order. /usr/lib/cni is where Debian's package puts them."""
 

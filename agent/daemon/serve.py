@@ -14,6 +14,7 @@ import signal
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, suppress
+from pathlib import Path
 
 from agent import leaks, log, timeouts
 from agent.aio import Supervisor, in_thread, loopguard
@@ -153,7 +154,8 @@ async def _compose(settings: Settings, stack: AsyncExitStack, background: Superv
     await logs.start()
     stack.push_async_callback(logs.stop)
 
-    network = Network(processes, namespaces, conf_dir=settings.cni.conf_dir, bin_dirs=settings.cni.bin_dirs)
+    template = Path(settings.cni.conf_template) if settings.cni.conf_template else None
+    network = Network(processes, namespaces, conf_dir=settings.cni.conf_dir, conf_template=template, bin_dirs=settings.cni.bin_dirs)
     await network.start()
     stack.push_async_callback(ending.give, network.stop)
 

@@ -1,4 +1,5 @@
-"""The configuration directory, read when it changed. Blocking; `Network` looks in a thread, once a second.
+"""The configuration directory, read when it changed, and the one file that is made in it, from a template. Blocking; `Network`
+looks in a thread, once a second.
 
 Looking is a listing and a stat per file, about 20 µs a file; inotify would save that, but not the second look that a
 directory needs which is missing, renamed or mounted over.
@@ -12,8 +13,12 @@ import stat
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from agent.network.conf import SUFFIXES, NetworkConfig, Selection, select
+from agent.errdefs import FailedPrecondition, InvalidArgument, Unavailable
+from agent.network import template
+from agent.network.conf import SUFFIXES, NetworkConfig, Selection, parse_list, select
 
+GENERATED = "10-orlop-net.conflist"
+"""Name of the file that is made from a template; as containerd's 10-containerd-net.conflist, it comes before most installers'."""
 _LARGEST = 1 << 20
 
 
@@ -69,3 +74,42 @@ def _read(path: Path) -> bytes | OSError:
     except OSError as error:
         return error
     return content if len(content) <= _LARGEST else OSError(errno.EFBIG, f"larger than {_LARGEST} bytes")
+
+
+def generate(directory: Path, source: Path, fields: template.Fields) -> None:
+    """Make the network configuration `GENERATED` in `directory` from the template `source`: whole, on the disk, and usable, or not at all.
+
+    Raises:
+        FailedPrecondition: the template can't be read, isn't understood, or makes no network configuration.
+        Unavailable: the file can't be written.
+    """
+    text = _read(source)
+    if isinstance(text, OSError):
+        raise FailedPrecondition(f"cni.conf_template {source} can't be read: {text.strerror}")
+    try:
+        content = template.render(text.decode(), fields).encode()
+    except ValueError as error:  # a UnicodeDecodeError too
+        raise FailedPrecondition(f"cni.conf_template {source}: {error}") from error
+    try:
+        parse_list(content, GENERATED)
+    except InvalidArgument as error:
+        raise FailedPrecondition(f"cni.conf_template {source}: what it makes can't be used: {error}") from error
+    try:
+        _write(directory / GENERATED, content)
+    except OSError as error:
+        raise Unavailable(f"network config {directory / GENERATED} can't be written: {error.strerror}") from error
+
+
+def _write(path: Path, content: bytes) -> None:
+    path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp")  # no suffix of `SUFFIXES`: nobody takes it for a network
+    try:
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(descriptor)
+        temporary.rename(path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise

@@ -22,7 +22,7 @@ from agent.identifiers import validate
 from agent.network import cache, podargs
 from agent.network.attachment import Attachment
 from agent.network.conf import VERSIONS, NetworkConfig, PluginConfig, at_least, parse_list, request
-from agent.network.confdir import Look, look
+from agent.network.confdir import Look, generate, look
 from agent.network.plugin import BIN_DIRS, Call, Plugins, Runner, Verb
 from agent.network.result import Result, parse_result
 from agent.network.strictjson import excerpt
@@ -57,6 +57,7 @@ class Network:
     """The node's pod network. Errors of its operations are told with the plugin, the verb, the sandbox and the plugin's words.
 
     `runner` is the node's `Processes`, `pins` its `Namespaces`; `cgroup` is where plugins run (see `Command.cgroup`).
+    `conf_template` is what `configure` makes a network from; without one, it makes none.
     An operation that has begun runs to its end, whatever becomes of its caller, and one at a time per sandbox
     (specification, section 3, "Lifecycle & Ordering").
     """
@@ -67,6 +68,7 @@ class Network:
         pins: Pins,
         *,
         conf_dir: Path = CONF_DIR,
+        conf_template: Path | None = None,
         bin_dirs: Iterable[Path] = BIN_DIRS,
         cache_dir: Path = cache.DIRECTORY,
         cgroup: str = "",
@@ -77,6 +79,8 @@ class Network:
         self._pins = pins
         self._cache = cache.ResultCache(cache_dir)
         self._conf_dir = conf_dir
+        self._conf_template = conf_template
+        self._configuring = asyncio.Lock()
         self._budget = budget
         self._locks = KeyedLock()
         self._supervisor = Supervisor("network")
@@ -171,6 +175,16 @@ class Network:
             known = [{"containerID": one.sandbox, "ifname": one.ifname} for one in valid if one.network == network.name]
             await self._supervisor.detached(self._collect(network, known), name="GC")
 
+    async def configure(self, pod_cidrs: Sequence[str], routes: Sequence[str]) -> bool:
+        """Make a network configuration for these networks of pods, from the template, unless the directory has a usable one; whether
+        it was made. Then it is in force.
+
+        Raises:
+            FailedPrecondition: the template is not usable.
+            Unavailable: the file can't be written.
+        """
+        return await self._supervisor.detached(self._configure(pod_cidrs, routes), name="network configuration")
+
     async def refresh(self) -> None:
         """Look at the configuration directory now, instead of within the second, and ask the plugins, if it is time."""
         await self._read()
@@ -186,6 +200,18 @@ class Network:
             self._unable, self._asked_at = "", -_ASK_EVERY
             network = self._seen.network
             _log.info("network in force", network=network and network.name, file=network and network.source)
+
+    async def _configure(self, pod_cidrs: Sequence[str], routes: Sequence[str]) -> bool:
+        if self._conf_template is None:
+            return False
+        async with self._configuring:
+            await self._read()
+            if self._seen.network is not None:
+                return False
+            fields = {"PodCIDR": pod_cidrs[0], "PodCIDRRanges": pod_cidrs, "Routes": routes}
+            await in_thread(generate, self._conf_dir, self._conf_template, fields)
+            await self._read()
+            return True
 
     async def _watch(self) -> None:
         while True:

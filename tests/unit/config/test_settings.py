@@ -45,7 +45,7 @@ def load_text(tmp_path: Path) -> Load:
 def test_defaults(load_text: Load) -> None:
     loaded = load_text()
     assert loaded == dataclasses.replace(WITHOUT_SYSTEMD, default_runtime="runc", runtimes={"runc": RUNC, "crun": CRUN})
-    assert loaded.cni == CNI(Path("/etc/cni/net.d"), (Path("/opt/cni/bin"), Path("/usr/lib/cni")))
+    assert loaded.cni == CNI(Path("/etc/cni/net.d"), "", (Path("/opt/cni/bin"), Path("/usr/lib/cni")))
     assert loaded.log == Log("info", "console", 16384)
     assert loaded.registry == Registry(Path("/etc/orlop/certs.d"), 3, 10)
     assert loaded.metrics_address == "127.0.0.1:9745"
@@ -82,6 +82,7 @@ def test_every_key(load_text: Load) -> None:
         sandbox_image = "pause"
         [cni]
         conf_dir = "/c"
+        conf_template = "/t"
         bin_dirs = ["/b1", "/b2"]
         [log]
         level = "debug"
@@ -104,7 +105,7 @@ def test_every_key(load_text: Load) -> None:
     assert loaded == Settings(
         socket=Path("/s/a.sock"), state_dir=Path("/s"), root_dir=Path("/r"), netns_dir=Path("/n"), metrics_address="[::1]:1",
         cgroup_driver="systemd", shim_cgroup="/a/b", pod_cgroup="/c.slice", default_runtime="kata", sandbox_image="pause",
-        cni=CNI(Path("/c"), (Path("/b1"), Path("/b2"))),
+        cni=CNI(Path("/c"), "/t", (Path("/b1"), Path("/b2"))),
         log=Log("debug", "json", 1024), registry=Registry(Path("/etc/containerd/certs.d"), 1, 2),
         runtimes={"runc": by_systemd(RUNC), "crun": by_systemd(CRUN), "kata": kata},
     )  # fmt: skip
@@ -118,7 +119,7 @@ def test_drop_ins_in_order_of_their_names(load_text: Load) -> None:
         b='[cni]\nconf_dir = "/b"',
         a='[cni]\nconf_dir = "/a"\nbin_dirs = ["/a"]',
     )
-    assert loaded.cni == CNI(Path("/b"), (Path("/a"),))
+    assert loaded.cni == CNI(Path("/b"), bin_dirs=(Path("/a"),))
     assert loaded.log.level == "error"
 
 
@@ -205,7 +206,7 @@ def test_systemd_is_known_by_its_directory(tmp_path: Path) -> None:
 REFUSED = [
     pytest.param("[registry]\nmax_concurrent_pulls = 0", "registry.max_concurrent_pulls = 0: it is not a positive number", id="no pulls"),
     pytest.param("sokket = '/x'", "sokket = '/x': there is no such key; there are socket, state_dir,", id="unknown key"),
-    pytest.param("[cni]\ndir = '/x'", "cni.dir = '/x': there is no such key; there are conf_dir, bin_dirs", id="unknown key in a table"),
+    pytest.param("[cni]\ndir = '/x'", "cni.dir = '/x': there is no such key; there are conf_dir,", id="unknown key in a table"),
     pytest.param("[crio]\nx = 1", "crio = {'x': 1}: there is no such key", id="unknown table"),
     pytest.param("state_dir = 1", "state_dir = 1: it is not a string", id="number for a path"),
     pytest.param("state_dir = 'run/orlop'", "state_dir = 'run/orlop': it is not an absolute path", id="relative path"),
@@ -213,6 +214,7 @@ REFUSED = [
     pytest.param("cni = '/etc/cni'", "cni = '/etc/cni': it is not a table", id="string for a table"),
     pytest.param("[cni]\nbin_dirs = '/x'", "cni.bin_dirs = '/x': it is not an array", id="string for an array"),
     pytest.param("[cni]\nbin_dirs = ['/x', 2]", "cni.bin_dirs = 2: it is not a string", id="wrong type in an array"),
+    pytest.param("[cni]\nconf_template = 'cni.template'", "neither an absolute path nor empty", id="relative template"),
     pytest.param("[cni]\nbin_dirs = []", "cni.bin_dirs = []: it names no directory", id="empty array"),
     pytest.param("[log]\nlevel = 'verbose'", "log.level = 'verbose': it is not one of 'debug', 'info',", id="not one of"),
     pytest.param("[log]\nmax_container_log_line_size = true", "line_size = True: it is not an integer", id="bool for int"),

@@ -101,6 +101,7 @@ class Node:
             (self.bin_dir / plugin).touch(0o755)
         self.runner = FakeRunner()
         self.pins = FakePins()
+        self.conf_template: Path | None = None
         self.network = self.restarted()
 
     def restarted(self) -> Network:
@@ -109,6 +110,7 @@ class Node:
             self.runner,
             self.pins,
             conf_dir=self.conf_dir,
+            conf_template=self.conf_template,
             bin_dirs=(self.bin_dir.parent / "nowhere", self.bin_dir),
             cache_dir=self.cache_dir,
             environ={"PATH": "/usr/sbin:/usr/bin", "NOTIFY_SOCKET": "/run/systemd/notify"},

@@ -1,4 +1,4 @@
-"""UpdateContainerResources: merged with what there was, checked, and recorded when the engine has done it. UpdateRuntimeConfig."""
+"""UpdateContainerResources: merged with what there was, checked, and recorded when the engine has done it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from agent.pods.container import ContainerRecord, ContainerState
 from agent.pods.container_status import to_status
 from agent.pods.container_update import merged, update_container_resources
 from agent.pods.registry import Container
-from agent.pods.runtime_update import update_runtime_config
 from cri.api import api_pb2 as cri
 from tests.unit.pods.fakes import APP, FakeTask, World
 
@@ -175,18 +174,3 @@ class TestOthers:
         request = cri.UpdateContainerResourcesRequest(container_id=APP, windows=cri.WindowsContainerResources())
         with pytest.raises(InvalidArgument, match="windows"):
             await update_container_resources(world.pods, request)
-
-
-class TestRuntimeConfig:
-    @pytest.mark.parametrize("cidr", ["", "10.0.0.0/8", "10.0.0.1/8", "10.0.0.0/8,fd00::/64", "10.0.0.0/8, fd00::/64"])
-    async def test_networks(self, world: World, cidr: str) -> None:
-        network = cri.NetworkConfig(pod_cidr=cidr)
-        request = cri.UpdateRuntimeConfigRequest(runtime_config=cri.RuntimeConfig(network_config=network))
-        assert await update_runtime_config(world.pods, request) == cri.UpdateRuntimeConfigResponse()
-
-    @pytest.mark.parametrize("cidr", ["10.0.0.0", "pods", "10.0.0.0/8,", "10.0.0.0/33", "10.0.0.0/8;fd00::/64"])
-    async def test_what_is_no_network(self, world: World, cidr: str) -> None:
-        network = cri.NetworkConfig(pod_cidr=cidr)
-        request = cri.UpdateRuntimeConfigRequest(runtime_config=cri.RuntimeConfig(network_config=network))
-        with pytest.raises(InvalidArgument, match="pod_cidr"):
-            await update_runtime_config(world.pods, request)
