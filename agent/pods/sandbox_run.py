@@ -85,6 +85,7 @@ async def run_pod_sandbox(pods: Pods, request: cri.RunPodSandboxRequest) -> cri.
         InvalidArgument: metadata missing, unknown handler, sysctls or namespaces that can't be.
         AlreadyExists: the same pod and attempt has a sandbox.
         Unavailable: no pod network, or the ledger can't be written.
+        FailedPrecondition: the sandbox is a task, and its image can't be had.
     """
     config = request.config
     checks.sandbox(config)
@@ -105,6 +106,8 @@ async def run_pod_sandbox(pods: Pods, request: cri.RunPodSandboxRequest) -> cri.
 
 
 async def _run(pods: Pods, sandbox_id: str, config: cri.PodSandboxConfig, handler: RuntimeHandler) -> None:
+    if sandbox_task.needed(config, handler):
+        await sandbox_task.ensure_image(pods)
     plan = await _plan(pods, sandbox_id, config, handler)
     await pods.ledger.intend(*plan.intents())
     try:
@@ -148,7 +151,7 @@ async def _plan(pods: Pods, sandbox_id: str, config: cri.PodSandboxConfig, handl
         pins=pins,
         sysctls=Sysctls.split(config.linux.sysctls, host_network=host_network, host_ipc=host_ipc),
         attachment=attachment,
-        with_task=handler.sandbox == "task" or options.pid == cri.POD,
+        with_task=sandbox_task.needed(config, handler),
     )
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from agent import failpoints
 from agent.config.handlers import RuntimeHandler
-from agent.errdefs import FailedPrecondition, NotFound
+from agent.errdefs import FailedPrecondition, OrlopError
 from agent.images.image import Image
 from agent.pods.context import Pods
 from agent.pods.sandbox import Pin
@@ -33,6 +33,28 @@ def intents(sandbox_id: str, handler: RuntimeHandler) -> list[Intent]:
     ]
 
 
+def needed(config: cri.PodSandboxConfig, handler: RuntimeHandler) -> bool:
+    """Whether a sandbox of `config` is a task."""
+    return handler.sandbox == "task" or config.linux.security_context.namespace_options.pid == cri.POD
+
+
+async def ensure_image(pods: Pods) -> None:
+    """Have the sandbox image on the node. It is pulled without credentials: a kubelet gives none with RunPodSandbox.
+
+    Raises:
+        FailedPrecondition: it is not here and can't be pulled.
+    """
+    if pods.images.find(pods.sandbox_image) is not None:
+        return
+    try:
+        await pods.images.pull(pods.sandbox_image)
+    except OrlopError as error:
+        raise FailedPrecondition(
+            f'this pod\'s sandbox needs a process (a shared PID namespace, or a handler with sandbox = "task"), and its image '
+            f"{pods.sandbox_image!r} is not on this node and can't be pulled: {error}. Set `sandbox_image`, or `orlop image import` it"
+        ) from error
+
+
 async def start(
     pods: Pods,
     sandbox_id: str,
@@ -45,16 +67,10 @@ async def start(
     """Create and start the task in a new shim; returns its pid.
 
     Raises:
-        FailedPrecondition: the sandbox image is not on the node.
+        NotFound: the sandbox image has been removed since `ensure_image`.
         Unknown: the engine refused.
     """
-    try:
-        image = pods.images.resolve(pods.sandbox_image)
-    except NotFound as error:
-        raise FailedPrecondition(
-            f"sandbox image {pods.sandbox_image!r} is not on this node, and this pod's sandbox needs a process "
-            '(a shared PID namespace, or a handler with sandbox = "task"); `orlop image import` it'
-        ) from error
+    image = pods.images.resolve(pods.sandbox_image)
     await failpoints.hit("pods.sandbox_task.snapshot")
     rootfs = await pods.images.prepare_rootfs(image.id, sandbox_id)
     await pods.ledger.hold(Kind.SNAPSHOT, sandbox_id)

@@ -7,6 +7,7 @@ import os
 import subprocess
 import tarfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import pytest
 from cri.api import api_pb2 as cri
 from tests.e2e.client import Client, refused, until
 from tests.e2e.conftest import DAEMON, clean_afterwards, one_pair
-from tests.e2e.daemon import Daemon
+from tests.e2e.daemon import PAUSE, Daemon
 from tests.e2e.registry import PASSWORD, USER, DockerRegistry, Line
 from tests.e2e.toolbox import Pair
 from tests.images import ARCHITECTURE, OCI, Blobs, add_image, busybox_image, layer_tar
@@ -101,6 +102,25 @@ def test_a_container_of_a_pulled_image(daemon: Daemon, registry: DockerRegistry,
     assert client.exec_sync(container, "cat", "/etc/passwd").stdout.startswith(b"root:x:0:0")
     status = client.status(container)
     assert (status.image_ref, status.image_id) == (ref, ref)
+
+
+def test_the_sandbox_image_is_pulled_when_it_is_needed(daemon: Daemon, registry: DockerRegistry, certs: Path, tmp_path: Path) -> None:
+    """Once, by the first of several pods; and not for pods whose sandbox is no task."""
+    domain, _, path = PAUSE.partition(":")[0].partition("/")
+    archive = busybox_image(tmp_path / "pause.tar", PAUSE, {"Entrypoint": ["/bin/sleep", "1000000"], "Cmd": []})
+    with tarfile.open(archive) as tar:
+        tar.extractall(tmp_path / "pause", filter="data")
+    registry.push_layout(path, tmp_path / "pause", "latest")
+    hosts(certs, domain, f'server = "http://{registry.address}"')
+    daemon.client.run_pod()
+    assert listed(daemon.client) == []
+    shared = cri.NamespaceOption(pid=cri.POD)
+    with ThreadPoolExecutor() as pool:
+        pods = list(pool.map(lambda _: daemon.client.run_pod(namespaces=shared), range(3)))
+    assert {daemon.client.pod_status(pod).state for pod in pods} == {cri.SANDBOX_READY}
+    (image,) = listed(daemon.client)
+    assert (list(image.repo_tags), image.pinned) == ([PAUSE], True)
+    assert daemon.log.read_text().count("image pulled") == 1
 
 
 def test_an_index_by_platform(daemon: Daemon, registry: DockerRegistry) -> None:
