@@ -99,7 +99,7 @@ def _ratio_column(name: str, others: list[str]) -> str:
 def _scale(value: float, unit: Unit) -> tuple[float, str]:
     """What to divide by, and what the quotient is."""
     if unit == "s":
-        return (1.0, "s") if value >= 10 else (1e-3, "ms")
+        return (1.0, "s") if value >= 1 else (1e-3, "ms")
     if unit == "B":
         return float(1 << 20), "MiB"
     return (1e6, "MB/s") if unit == "B/s" else (1.0, "/s")

@@ -135,4 +135,4 @@ class TestPicture:
         found.add("start", "b", 1.0)
         document = report.document(found)
         assert self.bars(document) == [190.0, 380.0]
-        assert "10.00  1000 ms (bar cut)" in picture.svg(document)
+        assert "10.00  1.00 s (bar cut)" in picture.svg(document)
