@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
@@ -115,7 +116,7 @@ class Readout:
             for name, metric in _V1_MEMORY_FILES.items():
                 yield from _one(metric, cgroup.file("memory", name))
             yield from _some(parsers.flat(cgroup.file("memory", "memory.oom_control") or b""), {b"oom_kill": metrics.OOM_EVENTS})
-        for size in self._page_sizes():
+        for size in self._page_sizes:
             yield from _one(metrics.HUGETLB_USAGE, cgroup.file("hugetlb", f"hugetlb.{size}.usage_in_bytes"), size)
             yield from _one(metrics.HUGETLB_MAX_USAGE, cgroup.file("hugetlb", f"hugetlb.{size}.max_usage_in_bytes"), size)
         devices: Devices = {}
@@ -145,7 +146,7 @@ class Readout:
                 yield Value(some, pressure.some.total // 10**9)
                 if pressure.full is not None:
                     yield Value(full, pressure.full.total // 10**9)
-        for size in self._page_sizes():
+        for size in self._page_sizes:
             yield from _one(metrics.HUGETLB_USAGE, cgroup.unified(f"hugetlb.{size}.current"), size)
         yield from self._devices(_io(cgroup.unified("io.stat")))
         yield from _threads(cgroup.unified("pids.current"), cgroup.unified("pids.max"))
@@ -160,6 +161,7 @@ class Readout:
                 if key in _OPERATIONS:
                     yield Value(metrics.BLKIO_USAGE, count, (name, major, minor, _OPERATIONS[key]))
 
+    @cached_property
     def _page_sizes(self) -> list[str]:
         """The kernel's sizes of huge pages, as its cgroup files name them: "2MB", "1GB"."""
         try:
