@@ -223,6 +223,8 @@ class ContainerLog:
     def _copy(self, stream: Stream, scratch: Scratch, *, final: bool = False) -> bool:
         """True: the quota ended it. Otherwise epoll tells when there is more."""
         for _ in range(QUOTA):
+            # Asked before the look: who hangs up after it may have written after it as well.
+            over = final or stream.hung_up()
             available = stream.available()
             try:
                 chunk = scratch.peek(stream.descriptor) if self.log is not None else os.read(stream.descriptor, CHUNK)
@@ -235,21 +237,22 @@ class ContainerLog:
             stream.ended = False
             if self.log is None:
                 stream.copied += len(chunk)
-            elif not self._settle(stream, chunk, scratch, seen_all=len(chunk) >= available, final=final):
+            elif not self._settle(stream, chunk, scratch, seen_all=len(chunk) >= available, over=over):
                 return False
         return True
 
-    def _settle(self, stream: Stream, chunk: bytes, scratch: Scratch, *, seen_all: bool, final: bool) -> bool:
+    def _settle(self, stream: Stream, chunk: bytes, scratch: Scratch, *, seen_all: bool, over: bool) -> bool:
         """Write the records of `chunk` and consume what needn't be seen again. False: nothing of it.
 
-        Left in the FIFO is an unfinished line, if the writer has room to finish it; otherwise it is held here. Room is short
-        when the line is many bytes, or many slots: who splices into a FIFO can fill each of its 32 slots with a single byte.
-        Then a look doesn't show all there is, as the scratch pipe has 16.
+        `seen_all`: nothing was behind the chunk; `over`: nothing will be. Left in the FIFO is an unfinished line, if the writer
+        has room to finish it; otherwise it is held here. Room is short when the line is many bytes, or many slots: who splices
+        into a FIFO can fill each of its 32 slots with a single byte. Then a look doesn't show all there is, as the scratch pipe
+        has 16.
         """
         framer = stream.framer
         records = framer.feed(chunk, time.time_ns())
         settled = len(chunk)
-        if framer.held and seen_all and (final or stream.hung_up()):
+        if framer.held and seen_all and over:
             records += framer.finish(time.time_ns())
         elif framer.held <= min(settled, stream.may_stay) and (framer.held < settled or seen_all):
             settled -= framer.put_back()

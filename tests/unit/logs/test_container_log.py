@@ -101,6 +101,26 @@ def test_after_its_last_writer_a_stream_is_at_its_end_and_keeps_its_last_words(n
     assert contents(node.log.read_bytes()) == [("F", b"one"), ("P", b"no newline")]
 
 
+def test_a_writer_that_goes_on_behind_a_look_and_then_hangs_up_has_its_line_whole(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Found in CI: the part that was seen was taken for the stream's last words, as nobody could write any more."""
+    shim, container = node.shim(), node.copier()
+    shim.write(b"x" * 100)
+    peek = node.scratch.peek
+
+    def slow(descriptor: int) -> bytes:
+        chunk = peek(descriptor)
+        monkeypatch.setattr(node.scratch, "peek", peek)
+        shim.write(b"y" * 100 + b"\n")
+        shim.close()
+        return chunk
+
+    monkeypatch.setattr(node.scratch, "peek", slow)
+    container.turn(node.scratch)
+    container.turn(node.scratch)
+    assert contents(node.log.read_bytes()) == [("F", b"x" * 100 + b"y" * 100)]
+    assert container.ended
+
+
 def test_a_second_shim_may_take_over(node: Node) -> None:
     container = node.copier()
     for word in (b"one\n", b"two\n"):
