@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import AsyncGenerator
+from typing import Any
+
+from google.protobuf.json_format import MessageToDict
 
 from agent.pods import container_status
 from agent.pods.context import Pods
@@ -14,7 +17,7 @@ from cri.api import api_pb2 as cri
 
 
 async def pod_sandbox_status(pods: Pods, request: cri.PodSandboxStatusRequest) -> cri.PodSandboxStatusResponse:
-    """CRI PodSandboxStatus; `verbose` adds pins, IPs and the ledger's view of the pod.
+    """CRI PodSandboxStatus; `verbose` adds pins, IPs, resources and the ledger's view of the pod.
 
     Raises:
         NotFound: no such sandbox.
@@ -28,6 +31,8 @@ async def pod_sandbox_status(pods: Pods, request: cri.PodSandboxStatusRequest) -
             "pins": {kind: {"path": pin.path, "inode": pin.inode} for kind, pin in record.pins.items()},
             "ips": list(record.ips),
             "cgroupParent": record.cgroup_parent,
+            "overhead": _as_json(record.config.linux.overhead),
+            "resources": _as_json(record.config.linux.resources),
             "ledger": [resource.to_json() for resource in pods.ledger.owned(sandbox=record.id)],
         }
         info["info"] = json.dumps(details)
@@ -37,6 +42,10 @@ async def pod_sandbox_status(pods: Pods, request: cri.PodSandboxStatusRequest) -
         containers_statuses=[container_status.to_status(live.record) for live in pods.registry.containers_of(record.id)],
         timestamp=time.time_ns(),
     )
+
+
+def _as_json(resources: cri.LinuxContainerResources) -> dict[str, Any]:
+    return MessageToDict(resources, preserving_proto_field_name=True)
 
 
 def to_status(record: SandboxRecord) -> cri.PodSandboxStatus:

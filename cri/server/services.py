@@ -29,6 +29,7 @@ from agent.pods import (
     sandbox_stats,
     sandbox_status,
     sandbox_stop,
+    sandbox_update,
 )
 from agent.pods.context import Pods
 from cri.api import admin_pb2, api_pb2
@@ -66,6 +67,7 @@ _RUNTIME_VERBS: dict[str, _PodsVerb] = {
     "RunPodSandbox": sandbox_run.run_pod_sandbox,
     "StopPodSandbox": sandbox_stop.stop_pod_sandbox,
     "RemovePodSandbox": sandbox_remove.remove_pod_sandbox,
+    "UpdatePodSandboxResources": sandbox_update.update_pod_sandbox_resources,
     "CreateContainer": container_create.create_container,
     "StartContainer": container_start.start_container,
     "StopContainer": container_stop.stop_container,

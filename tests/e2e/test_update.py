@@ -1,7 +1,9 @@
-"""UpdateContainerResources, with each pair: what is asked for is in the cgroup, in the status, or refused with nothing changed."""
+"""UpdateContainerResources, with each pair: what is asked for is in the cgroup, in the status, or refused with nothing changed.
+And UpdatePodSandboxResources, which is remembered."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -154,3 +156,26 @@ def test_of_one_that_has_ended_or_never_was(kubelet: Client, pod: Pod) -> None:
     windows = cri.UpdateContainerResourcesRequest(container_id=container, windows=cri.WindowsContainerResources(cpu_count=1))
     with refused(grpc.StatusCode.INVALID_ARGUMENT, "windows"):
         kubelet.runtime.UpdateContainerResources(windows)
+
+
+class TestPod:
+    def resize(self, kubelet: Client, pod: str, **limits: Any) -> None:
+        resources = cri.LinuxContainerResources(**limits)
+        kubelet.runtime.UpdatePodSandboxResources(cri.UpdatePodSandboxResourcesRequest(pod_sandbox_id=pod, resources=resources))
+
+    def test_what_is_asked_for_is_shown_and_no_container_is_touched(self, kubelet: Client, pod: Pod) -> None:
+        container = kubelet.run_container(pod, linux=limits(memory_limit_in_bytes=64 * MIB))
+        for _ in range(2):
+            self.resize(kubelet, pod.id, memory_limit_in_bytes=256 * MIB, cpu_shares=1024)
+        status = kubelet.runtime.PodSandboxStatus(cri.PodSandboxStatusRequest(pod_sandbox_id=pod.id, verbose=True))
+        assert json.loads(status.info["info"])["resources"] == {"memory_limit_in_bytes": str(256 * MIB), "cpu_shares": "1024"}
+        assert in_cgroup(pod, container, "memory") == str(64 * MIB)
+
+    def test_what_is_refused(self, kubelet: Client, pod: Pod) -> None:
+        with refused(grpc.StatusCode.INVALID_ARGUMENT, "resources.cpu_period 5"):
+            self.resize(kubelet, pod.id, cpu_period=5)
+        with refused(grpc.StatusCode.NOT_FOUND, "'nope'"):
+            self.resize(kubelet, "nope", cpu_shares=5)
+        kubelet.stop_pod(pod)
+        with refused(grpc.StatusCode.FAILED_PRECONDITION, pod.id, "stopped"):
+            self.resize(kubelet, pod.id, cpu_shares=5)
