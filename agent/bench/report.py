@@ -13,11 +13,12 @@ SCHEMA = 1
 """Of the document; another number when a key changes its meaning or goes."""
 
 
-def document(results: Results, **about: Any) -> dict[str, Any]:
+def document(results: Results, about: Mapping[str, Any]) -> dict[str, Any]:
     """Everything: each measurement with its samples by socket, their summary, and the ratio of the medians to the first socket's.
 
     Values are in the measurement's `unit`: "s", "B", "B/s" or "1/s". A socket without a `summary` has no samples, and a `reason`;
-    with both, it has no further samples for that reason. `about` is what the caller knows of run and machine.
+    with both, it has no further samples for that reason. `about` is what the caller knows of the run: "begun", "seconds", "machine"
+    ("kernel", "cpus", "load_before"), "plan".
     """
     return {
         "schema": SCHEMA,
@@ -47,6 +48,13 @@ def _result(results: Results, row: Measurement, name: str) -> dict[str, Any]:
         "ratio": ratio(own, summary(results.of(row.key, results.names[0]).values)),
         "reason": samples.reason or ("" if own else "it was not measured with this socket"),
     }
+
+
+def machine(document: Mapping[str, Any]) -> str:
+    """Where and when, in one line; a machine that has other things to do is called so, since they are in the numbers."""
+    about = document["machine"]
+    load = f"load {about['load_before']:.1f} before" + (": a busy machine" if about["load_before"] > about["cpus"] / 4 else "")
+    return f"{document['begun']}, {document['seconds']:.0f} s, Linux {about['kernel']}, {about['cpus']} CPUs, {load}"
 
 
 def columns(document: Mapping[str, Any]) -> list[str]:

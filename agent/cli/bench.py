@@ -42,7 +42,7 @@ async def bench(plan: Plan, sockets: Sequence[str], form: str, json_file: Path |
         "machine": machine,
         "plan": {name: _plain(value) for name, value in vars(plan).items()},
     }
-    document = report.document(results, **about)
+    document = report.document(results, about)
     text = json.dumps(document, indent=2)
     if json_file is not None:
         await in_thread(_write, json_file, text)
@@ -51,6 +51,7 @@ async def bench(plan: Plan, sockets: Sequence[str], form: str, json_file: Path |
     if form == "json":
         click.echo(text)
         return
+    click.echo(report.machine(document))
     output.show(report.rows(document), report.columns(document), form)
     for reason in report.reasons(document):
         click.echo(reason)

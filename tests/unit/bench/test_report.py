@@ -12,6 +12,7 @@ from agent.bench import picture, report
 from agent.bench.measurements import Measurement, Unit
 from agent.bench.results import Results
 
+ABOUT = {"begun": "2026-11-24T12:00:00+00:00", "seconds": 61.2, "machine": {"kernel": "6.18", "cpus": 2, "load_before": 0.12}}
 SVG = "{http://www.w3.org/2000/svg}"
 ROWS = (
     Measurement("start", "pods", "pod start"),
@@ -35,7 +36,7 @@ def results() -> Results:
 
 @pytest.fixture
 def document() -> dict[str, Any]:
-    return report.document(results(), begun="2026-11-24T12:00:00+00:00")
+    return report.document(results(), ABOUT)
 
 
 class TestDocument:
@@ -66,6 +67,15 @@ class TestDocument:
         assert missing == [("memory", "other <2>", "as root only"), ("log", "reference 1", never), ("log", "other <2>", never)]
 
 
+class TestMachine:
+    def test_in_a_line(self, document: dict[str, Any]) -> None:
+        assert report.machine(document) == "2026-11-24T12:00:00+00:00, 61 s, Linux 6.18, 2 CPUs, load 0.1 before"
+
+    def test_a_busy_one(self, document: dict[str, Any]) -> None:
+        document["machine"] = {**document["machine"], "load_before": 1.5}
+        assert report.machine(document).endswith("load 1.5 before: a busy machine")
+
+
 class TestRows:
     def test_sockets_side_by_side(self, document: dict[str, Any]) -> None:
         assert report.columns(document) == ["measurement", "reference 1", "other <2>", "ratio"]
@@ -81,7 +91,7 @@ class TestRows:
         assert columns == ["measurement", "a", "b", "ratio of b", "c", "ratio of c"]
 
     def test_one_socket_has_none(self) -> None:
-        document = report.document(Results(ROWS, ["a"]))
+        document = report.document(Results(ROWS, ["a"]), ABOUT)
         assert report.columns(document) == ["measurement", "a"]
         assert report.rows(document)[0] == {"measurement": "pod start", "a": "n/a"}
 
@@ -89,7 +99,7 @@ class TestRows:
         found = results()
         found.absent("start", "other <2>", "it died")
         found.absent("rate", "other <2>", "it died")
-        sentences = report.reasons(report.document(found))
+        sentences = report.reasons(report.document(found, ABOUT))
         assert "other <2>: pod start (only 3 samples), pods per second (only 1 samples): it died" in sentences
         assert "other <2>: memory (n/a): as root only" in sentences
 
@@ -133,6 +143,11 @@ class TestPicture:
         found = Results(ROWS[:1], ["a", "b"])
         found.add("start", "a", 0.1)
         found.add("start", "b", 1.0)
-        document = report.document(found)
+        document = report.document(found, ABOUT)
         assert self.bars(document) == [190.0, 380.0]
-        assert "10.00  1.00 s (bar cut)" in picture.svg(document)
+        assert ">···<" in picture.svg(document)
+
+    def test_a_whisker_is_the_median_deviation(self, document: dict[str, Any]) -> None:
+        root = ElementTree.fromstring(picture.svg(document))
+        widths = [float(line.attrib["x2"]) - float(line.attrib["x1"]) for line in root.iter(f"{SVG}line")]
+        assert widths == pytest.approx([0.0, 2 * 19.0, 2 * 9.5], abs=0.2)  # the line at 1, and 10 % to both sides of either

@@ -30,7 +30,7 @@ async def measured(folder: Path, *runtimes: FakeRuntime, **settings: Any) -> dic
     results = await run(plan(folder, **settings), [runtime.socket for runtime in runtimes], lambda text: None, makers(folder, *runtimes))
     for runtime in runtimes:
         assert (runtime.pods, runtime.containers, runtime.images) == ({}, {}, set())
-    return report.document(results)
+    return report.document(results, {})
 
 
 def counts(document: dict[str, Any], socket: int = 0) -> dict[str, int]:
