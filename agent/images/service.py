@@ -241,6 +241,7 @@ class ImageService:
                 images = [replace(images[0], references=given)]
             async with self._wanting(images):
                 await self._bring_in(ArchiveLayers(files, self._content), images, Progress(str(path)))
+                await self._snapshots.sync()  # of what was pulled there is another copy, of this perhaps not
                 return await self._supervisor.detached(self._publish(images), name=f"publish {path}")
 
     async def pull(self, name: str, credentials: Credentials = _ANONYMOUS, platform: Platform | None = None) -> Image:

@@ -14,8 +14,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from agent.linux import libc
-from agent.snapshots.layers import Layer, write_record
 from agent.snapshots.lookup import OPAQUE_XATTR, open_directory
 
 _OPEN_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -47,8 +45,8 @@ def _plain_path(text: str) -> bytes:
     return path
 
 
-def complete(directory: Path, unpacked: Unpacked, layer: Layer, parents: Sequence[Path]) -> None:
-    """Turn `directory` into the layer: marks, implied directories, record, and all of it on disk.
+def complete(directory: Path, unpacked: Unpacked, parents: Sequence[Path]) -> None:
+    """Turn `directory` into a layer's: marks and implied directories.
 
     `parents` are the layers below, topmost first. Raises OSError.
     """
@@ -64,8 +62,6 @@ def complete(directory: Path, unpacked: Unpacked, layer: Layer, parents: Sequenc
                     _with_directory(root, path, partial(_copy_attributes, source))
                 finally:
                     os.close(source)
-        write_record(directory, layer)
-        libc.syncfs(root)
     finally:
         os.close(root)
 

@@ -1,7 +1,7 @@
 """Committed layers: what is known of each, the chain that leads to the base, and the record beside its files.
 
 <root>/layers/<hex of the chain id>/fs            the layer, as overlayfs wants it
-<root>/layers/<hex of the chain id>/layer.json    `Layer`, written before the directory appeared
+<root>/layers/<hex of the chain id>/layer.json    `Layer`, written before the directory appeared; see also `settling`
 <root>/l/<short>                                  symlink to .../fs, so that 100 of them fit into one page of mount options
 """
 
@@ -18,6 +18,7 @@ from pathlib import Path
 from agent import log
 
 RECORD = "layer.json"
+_BOOT = "boot"
 _DIGITS = "0123456789abcdefghijklmnopqrstuvwxyz"
 _log = log.get("snapshots")
 
@@ -61,26 +62,47 @@ def short_name(number: int) -> str:
     return name
 
 
-def write_record(directory: Path, layer: Layer) -> None:
-    (directory / RECORD).write_text(json.dumps(asdict(layer)))
+def write_record(directory: Path, layer: Layer, boot: str) -> None:
+    """Of a layer whose files may not be on disk before the end of this boot."""
+    (directory / RECORD).write_text(json.dumps({**asdict(layer), _BOOT: boot}))
 
 
-def load_layers(root: Path) -> tuple[dict[str, Layer], list[Path]]:
-    """What is in `layers/`, and the directories there that are no layers (a record that can't be read is reported, never fatal)."""
+def write_settled_record(directory: Path, layer: Layer) -> None:
+    """Of a layer whose files are on disk. Nothing happens if it is gone."""
+    new = directory / f".{RECORD}"
+    with suppress(FileNotFoundError), new.open("w") as file:
+        file.write(json.dumps(asdict(layer)))
+        file.flush()
+        os.fsync(file.fileno())
+        new.rename(directory / RECORD)
+
+
+def load_layers(root: Path, boot: str) -> tuple[dict[str, Layer], list[str], list[Path]]:
+    """What is in `layers/`, which of it may not be on disk yet, and the directories there that are no layers.
+
+    A record that can't be read is reported, never fatal.
+    """
     layers: dict[str, Layer] = {}
+    unsettled: list[str] = []
     broken: list[Path] = []
     for directory in sorted(root.iterdir()):
         try:
-            layer = Layer(**json.loads((directory / RECORD).read_bytes()))
+            fields = dict(json.loads((directory / RECORD).read_bytes()))
+            written_in = fields.pop(_BOOT, "")
+            layer = Layer(**fields)
             if layer.chain_id != f"sha256:{directory.name}" or not (directory / "fs").is_dir():
                 raise ValueError(f"its record is that of {layer.chain_id}, or it has no files")
+            if written_in not in ("", boot):
+                raise ValueError("the machine stopped before it was on disk")
             int(layer.short, 36), layer.size + layer.inodes
         except (OSError, ValueError, TypeError) as error:
             _log.error("not a layer", path=str(directory), error=str(error))
             broken.append(directory)
         else:
             layers[layer.chain_id] = layer
-    return layers, broken
+            if written_in:
+                unsettled.append(layer.chain_id)
+    return layers, unsettled, broken
 
 
 def chain(layers: Mapping[str, Layer], top: str) -> list[Layer]:

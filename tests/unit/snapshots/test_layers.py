@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from agent.snapshots.layers import RECORD, Layer, chain, chain_id, chain_ids, closure, link, load_layers, short_name, write_record
+from agent.snapshots.layers import RECORD, Layer, chain, chain_id, chain_ids, closure, link, load_layers, short_name, write_settled_record
 
 DIFFS = tuple(f"sha256:{letter * 64}" for letter in "abc")
 BASE = Layer(DIFFS[0], "", DIFFS[0], "0", 1, 1, False)
@@ -55,6 +55,8 @@ def test_short_names_are_short_and_distinct() -> None:
     [
         b"",
         b"[]",
+        b"[1]",
+        b"7",
         b"{}",
         json.dumps({**asdict(BASE), "chain_id": DIFFS[1]}).encode(),
         json.dumps({**asdict(BASE), "short": "../x"}).encode(),
@@ -66,9 +68,9 @@ def test_bad_records_are_set_aside(tmp_path: Path, record: bytes) -> None:
     good, bad = tmp_path / ("b" * 64), tmp_path / ("a" * 64)
     for directory in (good, bad):
         (directory / "fs").mkdir(parents=True)
-    write_record(good, replace(BASE, chain_id=DIFFS[1]))
+    write_settled_record(good, replace(BASE, chain_id=DIFFS[1]))
     (bad / RECORD).write_bytes(record)
-    assert load_layers(tmp_path) == ({DIFFS[1]: replace(BASE, chain_id=DIFFS[1])}, [bad])
+    assert load_layers(tmp_path, "boot") == ({DIFFS[1]: replace(BASE, chain_id=DIFFS[1])}, [], [bad])
 
 
 def test_links_are_made_and_repaired(tmp_path: Path) -> None:

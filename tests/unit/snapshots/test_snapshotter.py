@@ -244,6 +244,8 @@ async def test_what_is_mounted_is_never_removed(tmp_path: Path) -> None:
     upper = tmp_path / "snapshots/containers/c1/fs"
     line = f"40 30 0:50 / /run/orlop/x/rootfs rw,relatime - overlay overlay rw,lowerdir=/l/0,upperdir={upper},workdir=/w,volatile\n"
     (proc / "self/mountinfo").write_text("30 1 254:0 / / rw - ext4 /dev/vda rw\n" + line)
+    (proc / "sys/kernel/random").mkdir(parents=True)
+    (proc / "sys/kernel/random/boot_id").write_text("boot\n")
     fixture.snapshots = Snapshotter(tmp_path / "snapshots", fixture.runner, proc=proc)
     await fixture.snapshots.open(())
     layer = await fixture.add({"x": b""})
@@ -281,6 +283,19 @@ async def test_usage(fixture: Fixture) -> None:
     assert (total.size, total.inodes) == (3 * 4096 + usage.size, 1 + usage.inodes)
     await fixture.snapshots.remove("c1")
     assert fixture.snapshots.total().size == 3 * 4096
+
+
+async def test_a_measurement_that_is_cut_short_takes_nothing_back(fixture: Fixture) -> None:
+    layer = await fixture.add({"x": Node(data=b"x")})
+    await fixture.snapshots.prepare("c1", layer.chain_id)
+    (fixture.root / "snapshots/containers/c1/fs/file").write_bytes(bytes(50_000))
+    await fixture.snapshots.measure()
+    before = fixture.snapshots.usage("c1")
+    assert before is not None
+    assert before.size >= 50_000
+    fixture.runner.seconds = -1.0
+    await fixture.snapshots.measure()
+    assert fixture.snapshots.usage("c1") == before
 
 
 async def test_files_of_an_image(fixture: Fixture) -> None:
