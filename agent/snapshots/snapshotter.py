@@ -1,7 +1,7 @@
 """The overlay snapshotter: committed layers, and the writable snapshots of containers on top of them.
 
     <root>/unpack/<key>/fs             a layer being unpacked; owned by a ledger entry LAYER_UNPACK, swept at start
-    <root>/layers/<hex>, <root>/l      committed layers (`layers.py`); appear by rename, complete and on disk
+    <root>/layers/<hex>, <root>/l      committed layers (`layers.py`); appear by rename, complete, and on disk soon after (`settling.py`)
     <root>/containers/<key>/fs, work   upper and work directory of a container; owned by a ledger entry SNAPSHOT
     <root>/containers/<key>/chain      the chain id it stands on, then those of the container's volumes, one a line
     <root>/empty                       what is below a volume that has a single layer
@@ -41,6 +41,7 @@ from agent.snapshots.apply import Limits
 from agent.snapshots.commit import Unpacked, complete
 from agent.snapshots.layers import Layer
 from agent.snapshots.removal import remove_tree
+from agent.snapshots.settling import Settling
 
 _log = log.get("snapshots")
 
@@ -100,7 +101,8 @@ class Snapshotter:
         self._numbers = 0
         self._claims = KeyedLock()
         self._keys = KeyedLock()
-        self._sync = asyncio.Lock()
+        self._boot = ""
+        self._settling = Settling(self._layers_dir, self._settled)
         self._supervisor = Supervisor("snapshots")
 
     async def open(self, known: Collection[str]) -> list[str]:
@@ -110,15 +112,18 @@ class Snapshotter:
         so do snapshots that are not known, unless they are mounted: a ledger that was lost must not cost a running container its
         files. Returns what was found, relative to the root; the files are deleted in the background.
         """
-        unowned = await in_thread(self._open, known)
+        unowned, unsettled = await in_thread(self._open, known)
+        for chain_id in unsettled:
+            self._settling.add(chain_id)
         self._supervisor.start(self._empty_trash(), name="empty the trash")
         return unowned
 
-    def _open(self, known: Collection[str]) -> list[str]:
+    def _open(self, known: Collection[str]) -> tuple[list[str], list[str]]:
+        self._boot = files.read(f"{self._proc}/sys/kernel/random/boot_id").decode().strip()
         for directory in (self._unpack, self._layers_dir, self._links, self._containers_dir, self._trash):
             directory.mkdir(parents=True, exist_ok=True, mode=0o700)
         volumes.make_empty(self._empty)
-        self._layers, unowned = layout.load_layers(self._layers_dir)
+        self._layers, unsettled, unowned = layout.load_layers(self._layers_dir, self._boot)
         for layer in self._layers.values():
             layout.link(self._links, layer, self._layers_dir)
             self._numbers = max(self._numbers, int(layer.short, 36) + 1)
@@ -138,7 +143,7 @@ class Snapshotter:
                 unowned.append(directory)
         for directory in unowned:
             directory.rename(self._trash / secrets.token_hex(8))
-        return sorted(str(path.relative_to(self.root)) for path in unowned)
+        return sorted(str(path.relative_to(self.root)) for path in unowned), unsettled
 
     async def _empty_trash(self) -> None:
         for directory in await in_thread(lambda: list(self._trash.iterdir())):
@@ -149,6 +154,7 @@ class Snapshotter:
 
     async def close(self, budget: float) -> None:
         """Wait for what is being changed on disk, `budget` seconds at the most."""
+        await self._settling.close()
         await self._supervisor.stop(budget)
 
     # Layers
@@ -190,8 +196,9 @@ class Snapshotter:
         return await in_thread(_unpacked, key, diff_id, said, done)
 
     async def commit(self, unpacked: Unpacked, parent: str) -> Layer:
-        """Put an unpacked layer on top of the committed layer `parent` (empty: none). It appears at once, and durably.
+        """Put an unpacked layer on top of the committed layer `parent` (empty: none). It appears at once, and complete.
 
+        On disk it is a while later: a machine that loses power before that is without it after its next boot.
         The caller holds its claim. Raises NotFound: there is no such parent.
         """
         if parent and parent not in self._layers:
@@ -209,17 +216,25 @@ class Snapshotter:
         )
         directory = self._unpack / unpacked.key
         parents = [] if layer.opaque else self._directories(parent)
-        async with self._sync:  # syncfs is for the whole disk: several at a time only wait for each other
-            await self._guarded(unpacked.key, complete, directory, unpacked, layer, parents)
+        await self._guarded(unpacked.key, complete, directory, unpacked, parents)
         await failpoints.hit("snapshots.commit.rename")
         await self._guarded(unpacked.key, self._publish, directory, layer)
+        self._settling.add(chain_id)
         return layer
 
     def _publish(self, directory: Path, layer: Layer) -> None:
+        layout.write_record(directory, layer, self._boot)
         directory.rename(self._layer_directory(layer.chain_id))
         layout.link(self._links, layer, self._layers_dir)
-        _sync_directory(self._layers_dir)
         self._layers[layer.chain_id] = layer
+
+    async def _settled(self, chain_id: str) -> None:
+        if (layer := self._layers.get(chain_id)) is not None:
+            await self._guarded(chain_id, layout.write_settled_record, self._layer_directory(chain_id), layer)
+
+    async def sync(self) -> None:
+        """Wait until all committed layers are on disk. Raises OSError."""
+        await self._settling.sync()
 
     async def discard(self, key: str) -> None:
         """Remove `unpack/<key>`; nothing there: no-op. The release of a ledger entry LAYER_UNPACK."""
@@ -245,6 +260,7 @@ class Snapshotter:
         if users:
             raise FailedPrecondition(f"layer {chain_id} is in use by {', '.join(users[:3])}; it stays")
         del self._layers[chain_id]  # before the first await: nobody finds it any more
+        self._settling.forget(chain_id)
         async with self._claims.hold(chain_id):
             await failpoints.hit("snapshots.delete_layer.rename")
             await self._guarded(chain_id, self._delete, layer)
@@ -428,11 +444,3 @@ def _unpacked(key: str, diff_id: str, answer: bytes, done: Completed) -> Unpacke
     except (ValueError, KeyError, TypeError) as error:
         said = done.stderr.decode(errors="replace")[-500:]
         raise Internal(f"the worker that unpacked layer {diff_id} ended with {done.returncode}: {said}") from error
-
-
-def _sync_directory(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

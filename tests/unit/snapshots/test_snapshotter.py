@@ -244,6 +244,8 @@ async def test_what_is_mounted_is_never_removed(tmp_path: Path) -> None:
     upper = tmp_path / "snapshots/containers/c1/fs"
     line = f"40 30 0:50 / /run/orlop/x/rootfs rw,relatime - overlay overlay rw,lowerdir=/l/0,upperdir={upper},workdir=/w,volatile\n"
     (proc / "self/mountinfo").write_text("30 1 254:0 / / rw - ext4 /dev/vda rw\n" + line)
+    (proc / "sys/kernel/random").mkdir(parents=True)
+    (proc / "sys/kernel/random/boot_id").write_text("boot\n")
     fixture.snapshots = Snapshotter(tmp_path / "snapshots", fixture.runner, proc=proc)
     await fixture.snapshots.open(())
     layer = await fixture.add({"x": b""})
