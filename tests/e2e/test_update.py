@@ -98,6 +98,7 @@ OUT_OF_RANGE: list[tuple[dict[str, Any], str]] = [
     ({"memory_limit_in_bytes": 4096}, "memory_limit_in_bytes 4096"),
     ({"memory_swap_limit_in_bytes": 8 * MIB}, "memory_swap_limit_in_bytes"),
     ({"cpu_shares": -1}, "cpu_shares -1"),
+    ({"cpu_shares": 262_145}, "cpu_shares 262145"),
     ({"cpu_period": 5}, "cpu_period 5"),
     ({"cpu_period": 10_000_000}, "cpu_period 10000000"),
     ({"cpu_quota": 10}, "cpu_quota 10"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import posixpath
+import re
 import stat
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,10 @@ from cri.api import api_pb2 as cri
 
 _MEMORY_MINIMUM = 4 << 20
 """Below 4 MiB no engine can start a process; the kernel's answer would be an OOM kill of runc."""
+_PAGE_SIZE = re.compile(r"[1-9][0-9]{0,5}[KMG]B")
+"""Part of the name of a cgroup file: hugetlb.2MB.max."""
+_CPU_SHARES = range(1, 262_145)
+"""The kernel takes 1 as 2 on v1; engines, which make a weight of v2 of them, don't all know that."""
 _CPU_PERIODS = range(1_000, 1_000_001)
 """Microseconds; the kernel refuses others (Documentation/scheduler/sched-bwc.rst)."""
 
@@ -71,6 +76,9 @@ def resources(wanted: cri.LinuxContainerResources, facts: NodeFacts, field: str)
         made["cpu"] = cpu
     if memory := _memory(field, wanted, facts):
         made["memory"] = memory
+    for limit in wanted.hugepage_limits:
+        if not _PAGE_SIZE.fullmatch(limit.page_size):
+            raise InvalidArgument(f"{field}.hugepage_limits: {limit.page_size!r:.80} is not a size of pages such as 2MB")
     pages = [{"pageSize": limit.page_size, "limit": limit.limit} for limit in wanted.hugepage_limits]
     if pages and facts.hugetlb:
         made["hugepageLimits"] = pages
@@ -84,13 +92,13 @@ def resources(wanted: cri.LinuxContainerResources, facts: NodeFacts, field: str)
 
 
 def _cpu(field: str, wanted: cri.LinuxContainerResources) -> dict[str, Any]:
-    if wanted.cpu_shares < 0:
-        raise InvalidArgument(f"{field}.cpu_shares {wanted.cpu_shares} must not be negative")
+    if wanted.cpu_shares and wanted.cpu_shares not in _CPU_SHARES:
+        raise InvalidArgument(f"{field}.cpu_shares {wanted.cpu_shares} is not between {_CPU_SHARES[0]} and {_CPU_SHARES[-1]}")
     if wanted.cpu_period and wanted.cpu_period not in _CPU_PERIODS:
         raise InvalidArgument(f"{field}.cpu_period {wanted.cpu_period} is not between 1 ms and 1 s, in microseconds")
     if 0 < wanted.cpu_quota < _CPU_PERIODS[0]:
         raise InvalidArgument(f"{field}.cpu_quota {wanted.cpu_quota} is below 1000 microseconds, the least that the kernel gives")
-    cpu = {"shares": wanted.cpu_shares, "quota": wanted.cpu_quota, "period": wanted.cpu_period}
+    cpu = {"shares": max(2, wanted.cpu_shares) if wanted.cpu_shares else 0, "quota": wanted.cpu_quota, "period": wanted.cpu_period}
     return {name: value for name, value in {**cpu, "cpus": wanted.cpuset_cpus, "mems": wanted.cpuset_mems}.items() if value}
 
 

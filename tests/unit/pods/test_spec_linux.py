@@ -106,6 +106,7 @@ class TestResources:
         ("wanted", "field"),
         [
             ({"cpu_shares": -1}, "cpu_shares -1"),
+            ({"cpu_shares": 262_145}, "cpu_shares 262145 is not between 1 and 262144"),
             ({"cpu_period": -5}, "cpu_period -5"),
             ({"cpu_period": 999}, "cpu_period 999"),
             ({"cpu_period": 1_000_001}, "cpu_period 1000001"),
@@ -121,6 +122,15 @@ class TestResources:
     def test_what_can_not_be(self, wanted: dict[str, Any], field: str) -> None:
         with pytest.raises(InvalidArgument, match=rf"config\.linux\.resources.*{field}"):
             resources(**wanted)
+
+    @pytest.mark.parametrize(("shares", "given"), [(1, 2), (2, 2), (262_144, 262_144)])
+    def test_the_least_and_the_most_shares(self, shares: int, given: int) -> None:
+        assert resources(cpu_shares=shares) == {"cpu": {"shares": given}}
+
+    @pytest.mark.parametrize("size", ["", "2M", "2Mi", "0MB", "2MB/../x", "2MB\n", "1e3KB"])
+    def test_what_is_no_size_of_pages(self, size: str) -> None:
+        with pytest.raises(InvalidArgument, match="hugepage_limits"):
+            resources(hugepage_limits=[cri.HugepageLimit(page_size=size, limit=1)])
 
     @pytest.mark.parametrize("name", ["../../x.y", "memory/high.x", "", "memory"])
     def test_a_name_that_leads_out_of_the_cgroup(self, name: str) -> None:
