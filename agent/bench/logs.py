@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from contextlib import suppress
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 
 from agent.aio import in_thread
@@ -24,10 +25,10 @@ _POLL = 0.05
 
 async def measure(session: Session) -> None:
     for key, size in _LINES.items():
-        await session.rounds("logs", session.plan.turns, lambda target, key=key, size=size: _turn(target, key, size))  # type: ignore[misc]
+        await session.rounds("logs", session.plan.turns, partial(_turn, key, size), tidy=True)
 
 
-async def _turn(target: Target, key: str, size: int) -> None:
+async def _turn(key: str, size: int, target: Target) -> None:
     """The bytes that were printed, by the time from the first entry of the log to its last change."""
     pod = target.pod()
     await target.make_log_directories(pod)
@@ -46,7 +47,18 @@ async def _turn(target: Target, key: str, size: int) -> None:
             raise DeadlineExceeded(f"after {_BUDGET:g} s not all {count} lines are in {log}")
         await asyncio.sleep(_POLL)
     target.add(key, count * size / seconds)
+    await _ended(target, pod.containers[0])
     await target.end(pod)
+
+
+async def _ended(target: Target, container: str) -> None:
+    """Wait for the end of a container that ends by itself: no kubelet stops one in that very moment."""
+    request = cri.ContainerStatusRequest(container_id=container)
+    deadline = time.monotonic() + _BUDGET
+    while (await target.call("ContainerStatus", request)).status.state != cri.CONTAINER_EXITED:
+        if time.monotonic() > deadline:
+            raise DeadlineExceeded(f"container {container} has printed all its lines and doesn't end within {_BUDGET:g} s")
+        await asyncio.sleep(_POLL)
 
 
 def _written(log: Path, count: int) -> float | None:

@@ -20,7 +20,7 @@ T = TypeVar("T")
 
 
 async def measure(session: Session) -> None:
-    await session.rounds("parallel", session.plan.turns, partial(_turn, session))
+    await session.rounds("parallel", session.plan.turns, partial(_turn, session), tidy=True)
 
 
 async def _turn(session: Session, target: Target) -> None:

@@ -19,7 +19,7 @@ async def measure(session: Session) -> None:
     meters = {target: _Meter(session, target) for target in session.targets}
     for meter in meters.values():
         await meter.memory("daemon_memory_before")
-    left = await session.rounds("pods", session.plan.pods, lambda target: _life(target, meters[target]))
+    left = await session.rounds("pods", session.plan.pods, lambda target: _life(target, meters[target]), tidy=True)
     for target in left:
         await meters[target].lap()
         await meters[target].memory("daemon_memory_after")

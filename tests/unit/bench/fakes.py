@@ -128,7 +128,7 @@ class FakeRuntime(Client):
         return cri.PodSandboxStatusResponse()
 
     def ContainerStatus(self, request: Any) -> Any:
-        return cri.ContainerStatusResponse()
+        return cri.ContainerStatusResponse(status=cri.ContainerStatus(state=cri.CONTAINER_EXITED))
 
     def Status(self, request: Any) -> Any:
         return cri.StatusResponse()

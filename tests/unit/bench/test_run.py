@@ -86,7 +86,7 @@ async def test_a_runtime_that_fails_does_not_keep_the_other_from_its_numbers(tmp
     assert len(bad.named("RunPodSandbox")) >= 1
     for row in document["measurements"]:
         if not row["results"][1]["samples"] and row["results"][0]["samples"]:
-            assert row["results"][1]["reason"] == "the engine broke"
+            assert row["results"][1]["reason"].endswith("the engine broke")
 
 
 async def test_a_restart_whose_command_fails(tmp_path: Path) -> None:
