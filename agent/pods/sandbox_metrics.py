@@ -23,7 +23,7 @@ from agent.stats import descriptors as metrics
 from cri.api import api_pb2 as cri
 
 _PER_MESSAGE = 20
-"""Sandboxes in one message of a stream; a container has about 15 KiB of metrics."""
+"""Sandboxes in one message of a stream; a container has about 6 KiB of metrics."""
 _KINDS: dict[str, cri.MetricType] = {"counter": cri.COUNTER, "gauge": cri.GAUGE}
 _DESCRIPTORS = cri.ListMetricDescriptorsResponse(
     descriptors=[

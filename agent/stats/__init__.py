@@ -1,7 +1,8 @@
 """What containers and pods use: read from the kernel's own files, not asked of a shim (decisions.md 29).
 
 `agent.pods` keeps a `Meter` for each container and pod: the `Cgroup` that its init was in at the start, and what CPU rates are
-computed from. A `Sampler` reads many cgroups at a time.
+computed from. A `Sampler` reads many cgroups at a time: the few numbers that the kubelet decides by, or, as a `Readout`, all that
+dashboards show (`descriptors`).
 Sandboxed runtimes (Kata, gVisor), whose containers are not in a cgroup of this host, are asked through their shim;
 `shim.sample` reads the answer. A cgroup that is gone has no numbers: it isn't at zero.
 """
