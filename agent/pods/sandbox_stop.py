@@ -1,6 +1,7 @@
 """StopPodSandbox: no new container, every container dead, then everything but the sandbox's record released.
 
-The order between the kinds of resources is the ledger's: tasks, the shim, CNI DEL, namespaces (`agent.store.kinds`).
+The order between the kinds of resources is the ledger's: tasks, the shim, CNI DEL, namespaces (`agent.store.kinds`). CNI DEL
+takes longest, and goes beside the tasks and the shim where no process is left in the pod's network (decisions.md 31).
 Idempotent, and called many times by the kubelet; a call that runs is joined.
 """
 
@@ -50,6 +51,7 @@ async def stop(pods: Pods, sandbox: Sandbox) -> None:
         await pods.registry.sandboxes.update(sandbox, sandbox.record.after(SandboxEvent.STOP))
     await _await_in_flight(pods, sandbox)
     await together(*(container_stop.stop(pods, live, grace=0) for live in pods.registry.containers_of(sandbox_id)))
+    await _leave_network(pods, sandbox)
     failures = await pods.releases.release(_pending(pods, sandbox_id))
     refuse_if_held(f"sandbox {sandbox_id}", failures)
     await pods.registry.sandboxes.update(sandbox, sandbox.record.after(SandboxEvent.RELEASED))
@@ -74,6 +76,26 @@ async def _no_longer(sandbox: Sandbox) -> None:
             await sandbox.idle.wait()
     except TimeoutError:
         _log.warning("stopping a sandbox although a create or start in it has not ended", sandbox=sandbox.record.id)
+
+
+async def _leave_network(pods: Pods, sandbox: Sandbox) -> None:
+    """Let the network's release not wait for tasks and shim, as far as these are known to have no process in it (invariant 6).
+
+    Not where the sandbox is a task, which runs until it is released; nor while a process may yet join a container.
+    """
+    pending = _pending(pods, sandbox.record.id)
+    if sandbox.record.has_task or sandbox.in_flight or any(resource.kind is Kind.EXEC for resource in pending):
+        return
+    for resource in pending:
+        match resource.kind:
+            case Kind.TASK:
+                outside = await pods.tasks.has_ended(resource.key)
+            case Kind.SHIM:
+                outside = pods.tasks.shim_is_outside(resource.key)
+            case _:
+                continue
+        if outside:
+            pods.releases.no_longer_uses(resource.id, {Kind.CNI})
 
 
 def _pending(pods: Pods, sandbox_id: str) -> list[Resource]:

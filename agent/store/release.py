@@ -78,10 +78,19 @@ class Releases:
         self._background: set[str] = set()
         # Not stored: after a restart the whole resource is taken to be in use, until its next attempt says otherwise.
         self._still_uses: dict[ResourceId, frozenset[Kind]] = {}
+        self._let_go: dict[ResourceId, frozenset[Kind]] = {}
 
     def register(self, kind: Kind, releaser: Releaser) -> None:
         """Set the release function of a kind."""
         self._releasers[kind] = releaser
+
+    def no_longer_uses(self, name: ResourceId, kinds: Iterable[Kind]) -> None:
+        """Say that an entry has let go of these kinds, as was looked at: their release needs not wait for its own.
+
+        Holds until a release of the entry fails.
+        """
+        if self._ledger.get(*name) is not None:
+            self._let_go[name] = frozenset(kinds)
 
     async def release(self, resources: Iterable[Resource]) -> list[tuple[Resource, Exception]]:
         """Release these, users before what they use, side by side where nothing depends on the other.
@@ -129,7 +138,7 @@ class Releases:
         self._ledger.releasing(resources)
         steps: list[tuple[Resource, asyncio.Task[Exception | None]]] = []
         for resource in resources:
-            users = [step for user, step in steps if user.uses(resource)]
+            users = [step for user, step in steps if user.uses(resource) and not self._has_let_go(user, resource)]
             steps.append((resource, self._supervisor.start(self._step(resource, users), name=str(resource.id))))
         return [(resource, error) for resource, step in steps if (error := await step) is not None]
 
@@ -137,6 +146,7 @@ class Releases:
         if users:
             await asyncio.wait(users)
         if self._ledger.get(*resource.id) is None:
+            self._forget(resource.id)
             return None
         if (user := self._user(resource)) is not None:
             return Blocked(f"{resource.id} is released after {user.id}, which is {user.state}: {user.error or 'its release has not ended'}")
@@ -149,9 +159,17 @@ class Releases:
     def _user(self, resource: Resource) -> Resource | None:
         """An entry that uses this one, in the walk or not."""
         for other in self._ledger.owned(sandbox=resource.sandbox):
-            if other.uses(resource, self._still_uses.get(other.id)):
+            if other.uses(resource, self._still_uses.get(other.id)) and not self._has_let_go(other, resource):
                 return other
         return None
+
+    def _has_let_go(self, user: Resource, resource: Resource) -> bool:
+        return resource.kind in self._let_go.get(user.id, ())
+
+    def _forget(self, name: ResourceId) -> None:
+        """What is known of how the resource uses others."""
+        self._still_uses.pop(name, None)
+        self._let_go.pop(name, None)
 
     async def _attempt(self, name: ResourceId) -> Exception | None:
         resource = self._ledger.get(*name)
@@ -167,15 +185,14 @@ class Releases:
         except Exception as error:
             self._failed(resource, error)
             return error
-        self._still_uses.pop(name, None)
+        self._forget(name)
         self._ledger.drop_nowait(*name)
         return None
 
     def _failed(self, resource: Resource, error: Exception) -> None:
+        self._forget(resource.id)
         if isinstance(error, PartlyReleased):
             self._still_uses[resource.id] = error.still_uses
-        else:
-            self._still_uses.pop(resource.id, None)
         attempts = resource.attempts + 1
         pause = self._pause(attempts)
         _log.warning(

@@ -90,6 +90,20 @@ def test_a_start_that_hangs_outside_of_its_shim_lets_nobody_wait_for_ever(daemon
     assert kubelet.ledger() == []
 
 
+def test_the_network_goes_beside_a_delete_that_takes_its_time(daemon: Daemon, beside: ThreadPoolExecutor) -> None:
+    """With no process left in it, its plugins, which take longest, don't wait for the shim. The namespace does."""
+    kubelet = daemon.client
+    pod = kubelet.run_pod()
+    kubelet.run_container(pod)
+    daemon.failpoints("cleanup.task_delete=pause")
+    stopping = beside.submit(kubelet.stop_pod, pod)
+    until(lambda: "cni" not in owned(kubelet, pod.id), what="the network is released")
+    assert {"task", "shim", "netns"} <= set(owned(kubelet, pod.id))
+    assert not stopping.done()
+    daemon.failpoints("")
+    assert code_of(stopping) is OK
+
+
 # ---- a shim that doesn't answer, a container that doesn't end
 
 

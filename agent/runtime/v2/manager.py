@@ -145,6 +145,11 @@ class TaskManager:
             self._shims.pop(sandbox_id, None)
         self._gates.pop(sandbox_id, None)
 
+    def shim_is_outside(self, sandbox_id: str) -> bool:
+        """Whether the sandbox's shim has nothing in the pod's network but its tasks. A VM or a sentry would be its child, and in it."""
+        shim = self._shims.get(sandbox_id)
+        return shim is not None and options.is_runc(shim.record.handler)
+
     async def kill_shim(self, sandbox_id: str) -> None:
         """Kill the sandbox's shims and clean up after them: the last resort where something in them doesn't end.
 
@@ -215,6 +220,16 @@ class TaskManager:
     def tasks(self) -> list[Task]:
         """All tasks of which something may be left, in the order of their creation."""
         return list(self._tasks.values())
+
+    async def has_ended(self, task_id: str) -> bool:
+        """Whether no process of a task is left: its init's exit is known, and nobody is in its cgroup. Looked at, not asked of a shim.
+
+        False also where that can't be known: there is no such task, its processes are in a VM, or its cgroup isn't its own.
+        """
+        task = self.find(task_id)
+        if task is None or task.exited is None or not task.record.engine or not task.record.cgroup:
+            return False
+        return task.ended or not await self._node.cgroups.processes(task.record.cgroup)
 
     async def delete(self, task_id: str) -> None:
         """Take a task down, whatever it is doing: the release function of `Kind.TASK`. Idempotent.

@@ -12,7 +12,7 @@ import tenacity
 from agent import failpoints, timeouts
 from agent.errdefs import Busy, DeadlineExceeded, Internal
 from agent.store.kinds import Kind
-from agent.store.ledger import Intent, Resource, State
+from agent.store.ledger import Intent, Resource, ResourceId, State
 from agent.store.release import Blocked, PartlyReleased, Releases
 from agent.store.store import Store
 from tests.unit.store.conftest import Clock, Directories, databases, make_unwritable, make_writable
@@ -147,6 +147,32 @@ async def test_full_failure_after_a_partial_one_keeps_everything_again(store: St
     node.errors = {"task c1": Busy("unknown")}
     left = await releases.release_owned(sandbox="s")
     assert {"shim pod", "netns pod"} <= _kinds([resource for resource, _ in left])
+
+
+async def test_network_doesnt_wait_for_what_has_let_go_of_it(store: Store, releases: Releases, node: Node) -> None:
+    await _pod(store, "c1")
+    for name in (ResourceId(Kind.TASK, "c1 task"), ResourceId(Kind.SHIM, "s shim")):
+        releases.no_longer_uses(name, {Kind.CNI})
+    node.hanging["task c1"] = asyncio.Event()
+    walk = asyncio.ensure_future(releases.release_owned(sandbox="s"))
+    await _settled()
+    assert {"cni pod", "task c1"} <= set(node.calls)
+    assert not {"shim pod", "netns pod", "log c1"} & set(node.calls), "the rest waits as ever"
+    node.hanging["task c1"].set()
+    assert await walk == []
+
+
+async def test_what_fails_after_it_let_go_uses_everything_again(store: Store, releases: Releases, node: Node) -> None:
+    await _pod(store, "c1")
+    for name in (ResourceId(Kind.TASK, "c1 task"), ResourceId(Kind.SHIM, "s shim")):
+        releases.no_longer_uses(name, {Kind.CNI})
+    node.errors = {"task c1": Busy("it lives after all"), "cni pod": Busy("x")}
+    await releases.release_owned(sandbox="s")
+    node.errors = {"task c1": Busy("it lives after all")}
+    node.calls.clear()
+    left = await releases.release_owned(sandbox="s")
+    assert "cni pod" in _kinds([resource for resource, _ in left])
+    assert "cni pod" not in node.calls
 
 
 async def test_sandbox_task_waits_for_its_containers_tasks(store: Store, releases: Releases, node: Node) -> None:

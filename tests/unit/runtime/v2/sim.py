@@ -219,6 +219,8 @@ class SimNode:
         self.all_processes: dict[int, SimProcess] = {}
         self.mounted: set[str] = set()
         self.cgroups_made: set[str] = set()
+        self.members: dict[str, set[int]] = {}
+        """Processes in a cgroup, beside those of containers."""
         self.printed_version = 2
         self.served_version = 2
         self.start_says: Completed | None = None
@@ -304,7 +306,7 @@ class SimCgroups:
         return path in self._node.cgroups_made
 
     async def processes(self, path: str) -> set[int]:
-        return set()
+        return self._node.members.get(path, set())
 
     async def kill(self, path: str, budget: float) -> None:
         if budget <= 0:

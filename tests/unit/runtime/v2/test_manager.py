@@ -48,6 +48,30 @@ async def test_a_pinned_pod(rig: Rig) -> None:
     assert rig.node.calls.count("Shutdown pod") == 1
 
 
+async def test_who_has_left_the_pods_network(rig: Rig) -> None:
+    await rig.pinned()
+    assert rig.manager.shim_is_outside("pod")
+    assert not rig.manager.shim_is_outside("another")
+    task = await rig.create()
+    assert not await rig.manager.has_ended("c1"), "it runs"
+    rig.node.shim("pod").containers["c1"].stop(7)
+    await task.wait()
+    rig.node.members["/pods/c1"] = {77}
+    assert not await rig.manager.has_ended("c1"), "it left somebody behind"
+    rig.node.members.clear()
+    assert await rig.manager.has_ended("c1")
+    await rig.manager.delete("c1")
+    assert not await rig.manager.has_ended("c1"), "not known"
+
+
+async def test_a_vm_is_in_the_pods_network(rig: Rig) -> None:
+    task = await rig.sandbox_task(GVISOR)
+    rig.node.shim("pod").containers["pod"].stop(0)
+    await task.wait()
+    assert not await rig.manager.has_ended("pod")
+    assert not rig.manager.shim_is_outside("pod")
+
+
 async def test_the_spec_says_what_shims_group_by(rig: Rig) -> None:
     await rig.pinned()
     await rig.create()
