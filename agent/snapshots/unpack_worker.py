@@ -81,7 +81,7 @@ def decompressed(layer: io.BufferedReader[Any]) -> Readable:
 
 def unpack(layer: io.BufferedReader[Any], root: str, diff_id: str, limits: Limits) -> dict[str, Any]:
     """Apply the layer to the empty directory `root`. Raises the `agent.errdefs` classes that the answer carries."""
-    stream = VerifiedStream(layer, limits.bytes)
+    stream = VerifiedStream(layer, limits.uncompressed(os.fstat(layer.fileno()).st_size))
     try:
         report = LayerApplier(root, limits).apply(TarReader(stream.read))
         found = stream.digest()

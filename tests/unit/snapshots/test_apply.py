@@ -6,17 +6,20 @@ import io
 import os
 import stat
 import tarfile
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
+import zstandard
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from agent.errdefs import InvalidArgument, OrlopError, ResourceExhausted
 from agent.snapshots.apply import MAX_DEPTH, LayerApplier, Limits, Report
 from agent.snapshots.tar import TarReader
-from tests.images import Entries, Node, directory, hard_link, layer_tar, symlink, whiteout
+from agent.snapshots.unpack_worker import unpack
+from tests.images import Entries, Node, digest, directory, gzipped, hard_link, layer_tar, symlink, whiteout
 
 
 def apply(root: Path, entries: Entries, limits: Limits | None = None) -> Report:
@@ -210,6 +213,29 @@ def test_an_opaque_root(root: Path) -> None:
 def test_bombs(root: Path, limits: Limits, entries: Entries, sentence: str) -> None:
     with pytest.raises(ResourceExhausted, match=sentence):
         apply(root, entries, limits)
+
+
+@pytest.mark.parametrize("compress", [gzipped, zstandard.compress])
+def test_a_layer_that_was_packed_too_well(root: Path, tmp_path: Path, compress: Callable[[bytes], bytes]) -> None:
+    tar = layer_tar({"zeros": bytes(1 << 20)})
+    root.mkdir()
+    blob = tmp_path / "blob"
+    blob.write_bytes(compress(tar))
+
+    def unpacked(limits: Limits) -> object:
+        with io.BufferedReader(io.FileIO(blob)) as layer:
+            return unpack(layer, str(root), digest(tar), limits)
+
+    limit = 100 * blob.stat().st_size
+    with pytest.raises(ResourceExhausted, match=f"more than {limit} bytes when unpacked"):
+        unpacked(Limits(ratio=100, unsuspicious=1000))
+    assert sum(path.stat().st_size for path in root.iterdir()) <= limit
+    (root / "zeros").unlink()
+    with pytest.raises(ResourceExhausted, match="more than 1000 bytes"):
+        unpacked(Limits(bytes=1000))
+    assert unpacked(Limits(ratio=100))
+    (root / "zeros").unlink()
+    assert unpacked(Limits(ratio=5000, unsuspicious=1000))
 
 
 def test_xattrs_that_are_not_a_layers_to_set_are_left_out(root: Path) -> None:
