@@ -235,7 +235,7 @@ def test_a_layer_that_was_packed_too_well(root: Path, tmp_path: Path, compress: 
         unpacked(Limits(bytes=1000))
     assert unpacked(Limits(ratio=100))
     (root / "zeros").unlink()
-    assert unpacked(Limits(ratio=5000, unsuspicious=1000))
+    assert unpacked(Limits(ratio=100_000, unsuspicious=1000))
 
 
 def test_xattrs_that_are_not_a_layers_to_set_are_left_out(root: Path) -> None:
