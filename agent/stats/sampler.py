@@ -1,7 +1,7 @@
 """Reads many cgroups off the event loop.
 
 A cgroup has one reader of a kind at a time: who asks while it is read gets that reading's answer. So a kernel that is slow to
-answer for a cgroup costs one thread, however often the kubelet asks again.
+answer for a cgroup, or a disk, costs one thread, however often the kubelet asks again.
 """
 
 from __future__ import annotations
@@ -33,9 +33,10 @@ class Sampler:
     def __init__(self, controllers: Mapping[str, Path]) -> None:
         self._controllers = controllers
         self._supervisor = Supervisor("stats")
-        self._readout = Readout()
+        readout = Readout()
         self._samples: _Readers[Cgroup, Sample] = _Readers(self._supervisor, lambda cgroup: cgroup.read())
-        self._readouts = _Readers(self._supervisor, self._readout.read)
+        self._readouts = _Readers(self._supervisor, readout.read)
+        self._filesystems = _Readers(self._supervisor, readout.filesystem)
 
     def of_process(self, membership: Mapping[str, str]) -> Cgroup:
         """As `Cgroup.of_process`."""
@@ -55,11 +56,8 @@ class Sampler:
 
     async def filesystem(self, directory: str) -> list[Value]:
         """As `Readout.filesystem`; nothing when it can't be asked, or doesn't answer."""
-        try:
-            return await within(timeouts.STATS, in_thread(self._readout.filesystem, directory), f"asking for the size of {directory}")
-        except (DeadlineExceeded, OSError) as error:
-            _log.warning("size of a file system not known", error=str(error))
-            return []
+        [values] = await self._filesystems.read([directory])
+        return values or []
 
     async def oom_kills(self, cgroup: Cgroup) -> int:
         """As `Cgroup.oom_kills`; 0 also when the kernel doesn't answer."""
@@ -86,7 +84,7 @@ class _Readers(Generic[K, V]):
         todo = [key for key in dict.fromkeys(wanted) if key not in self._reading]
         for start in range(0, len(todo), _PER_THREAD):
             batch = todo[start : start + _PER_THREAD]
-            task = self._supervisor.start_awaited(self._read(batch), name=f"{len(batch)} cgroups")
+            task = self._supervisor.start_awaited(self._read(batch), name=f"{len(batch)} readings")
             self._reading.update(dict.fromkeys(batch, task))
         tasks = [self._reading[key] for key in wanted]
         distinct = list(dict.fromkeys(tasks))
@@ -102,7 +100,7 @@ class _Readers(Generic[K, V]):
 
     async def _answer(self, task: asyncio.Task[dict[K, V | None]]) -> dict[K, V | None]:
         try:
-            return await within(timeouts.STATS, self._supervisor.join(task), "reading the files of some cgroups")
+            return await within(timeouts.STATS, self._supervisor.join(task), "reading what some containers use")
         except DeadlineExceeded as error:
             _log.warning("no statistics", error=str(error))
             return {}
@@ -113,6 +111,6 @@ class _Readers(Generic[K, V]):
             try:
                 readings[key] = self._look(key)
             except OSError as error:
-                _log.warning("a cgroup can't be read", error=str(error))
+                _log.warning("no statistics", error=str(error))
                 readings[key] = None
         return readings

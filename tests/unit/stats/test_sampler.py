@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from agent import timeouts
-from agent.stats import Cgroup, Sample, Sampler
+from agent.stats import Cgroup, Readout, Sample, Sampler, Value
 from tests.unit.stats import trees
 
 
@@ -107,3 +107,27 @@ async def test_oom_kills_that_cant_be_asked_for_are_none(sampler: Sampler, tmp_p
     (directory / "memory.events").unlink()
     (directory / "memory.events").mkdir()  # EISDIR: no kernel's answer
     assert await sampler.oom_kills(cgroup) == 0
+
+
+async def test_a_disk_that_doesnt_answer_costs_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    go, asked = threading.Event(), 0
+
+    def hang(self: Readout, directory: str) -> list[Value]:
+        nonlocal asked
+        asked += 1
+        go.wait(30)
+        return []
+
+    monkeypatch.setattr(Readout, "filesystem", hang)
+    monkeypatch.setattr(timeouts, "STATS", 0.01)
+    sampler = Sampler({})
+    for _ in range(3):
+        assert await sampler.filesystem("/var/lib/orlop") == []
+    assert asked == 1
+    go.set()
+    await sampler.stop(5)
+
+
+async def test_a_disk_that_is_not_there_has_no_size(sampler: Sampler, tmp_path: Path) -> None:
+    assert await sampler.filesystem(str(tmp_path / "nowhere")) == []
+    assert await sampler.filesystem(str(tmp_path))
