@@ -53,11 +53,8 @@ class Session:
                     await turn(target)
                 except OrlopError as error:
                     failures[target].append(str(error))
-                    if (
-                        isinstance(error, _FINAL)
-                        or len(failures[target]) == min(_PATIENCE, count)
-                        or (tidy and not await self._tidied(target))
-                    ):
+                    tidied = not tidy or await self._tidied(target)
+                    if isinstance(error, _FINAL) or len(failures[target]) == min(_PATIENCE, count) or not tidied:
                         left.remove(target)
         for target, reasons in failures.items():
             if reasons:
