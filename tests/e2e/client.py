@@ -125,8 +125,10 @@ class Client:
         )
 
     def cgroup_parent(self, uid: str) -> str:
-        """Of a pod, as the kubelet's cgroupfs driver would name it, below this run's cgroup."""
-        return f"{CGROUP_PARENT}/pod{uid}"
+        """Of a pod, as the kubelet's cgroupfs or systemd driver would name it, below this run's cgroup."""
+        if not CGROUP_PARENT.endswith(".slice"):
+            return f"{CGROUP_PARENT}/pod{uid}"
+        return f"{CGROUP_PARENT}{CGROUP_PARENT.removesuffix('.slice')}-pod{uid.replace('-', '_')}.slice"
 
     def create_container(
         self,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -22,6 +22,7 @@ from tests.e2e.faults import Rig
 from tests.e2e.node import CGROUP_PARENT, NodeSnapshot
 from tests.e2e.toolbox import Pair
 from tests.images import busybox_image
+from tests.uml import node as uml
 
 HERE = Path(__file__).parent
 DAEMON = pytest.StashKey[Daemon]()
@@ -40,10 +41,18 @@ def pytest_configure(config: pytest.Config) -> None:
     if os.geteuid() != 0:
         raise pytest.UsageError("The end-to-end tests mount, unshare and start containers: they need root.")
     toolbox.prepare()
+    if wants_nodes(config.invocation_params.args):
+        uml.prepare()
     if capture := config.pluginmanager.getplugin("capturemanager"):
         capture.stop_global_capturing()
     enter = str(HERE / "enter")
     os.execv(enter, [enter, sys.executable, "-m", "pytest", *config.invocation_params.args])
+
+
+def wants_nodes(arguments: Sequence[str | os.PathLike[str]]) -> bool:
+    """Whether nodes in user-mode Linux may be needed: unless only other files are named, since their kernel takes minutes to build."""
+    files = [str(argument) for argument in arguments if ".py" in str(argument)]
+    return not files or any("test_uml" in file for file in files)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -22,7 +22,7 @@ from agent.aio import loopguard
 from cri.api import admin_pb2 as admin
 from cri.api import api_pb2 as cri
 from tests.e2e.client import Client
-from tests.e2e.node import CGROUP_PARENT
+from tests.e2e.node import CGROUP_PARENT, WITH_SYSTEMD
 from tests.e2e.toolbox import REPO, Pair
 
 STATES = Path("/run/orlop-e2e")
@@ -69,8 +69,7 @@ class Daemon:
 socket = "{self.socket}"
 state_dir = "{self.state}"
 root_dir = "{self.root}"
-shim_cgroup = "{CGROUP_PARENT}/orlop-{name}"
-pod_cgroup = "{CGROUP_PARENT}/pods-{name}"
+{cgroups(name)}
 sandbox_image = "{PAUSE}"
 default_runtime = "{pair.engine}"
 {settings}
@@ -196,6 +195,17 @@ engine = "{pair.engine_path}"
 
     def log_tail(self, lines: int = 200) -> str:
         return "\n".join(self.log.read_text(errors="replace").splitlines()[-lines:])
+
+
+def cgroups(name: str) -> str:
+    """Settings that keep this daemon's cgroups apart from others', as the node's driver wants them."""
+    if CGROUP_PARENT.endswith(".slice"):
+        pods = f"{CGROUP_PARENT}{CGROUP_PARENT.removesuffix('.slice')}-daemon_{name}.slice"
+    else:
+        pods = f"{CGROUP_PARENT}/pods-{name}"
+    shims = f"/system.slice/orlop-e2e-{name}.service" if WITH_SYSTEMD else f"{CGROUP_PARENT}/orlop-{name}"
+    driver = "systemd" if CGROUP_PARENT.endswith(".slice") else "cgroupfs"
+    return f'cgroup_driver = "{driver}"\nshim_cgroup = "{shims}"\npod_cgroup = "{pods}"'
 
 
 def bridge_network(name: str) -> dict[str, object]:

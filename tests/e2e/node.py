@@ -19,7 +19,9 @@ from pathlib import Path
 
 CGROUPS = Path("/sys/fs/cgroup")
 CGROUP_PARENT = os.environ.get("ORLOP_E2E_CGROUP", "")
-"""The cgroup of this run, as a path below each hierarchy; set by `tests/e2e/enter`."""
+"""The cgroup of this run, as a path below each hierarchy; set by `tests/e2e/enter`. A slice where the driver is systemd's."""
+WITH_SYSTEMD = Path("/run/systemd/system").exists()
+"""Whether this is a node in user-mode Linux (`tests/uml`), whose process 1 is systemd. It has cgroup v2."""
 
 FURNITURE = {
     r"/run/xtables\.lock": "made by the first iptables",
@@ -30,9 +32,13 @@ FURNITURE = {
     r"/run/orlop-e2e/[\w-]+/(io|namespaces|sandboxes|runc(/k8s\.io)?)": "the daemon's directories, made when first needed; empty",
     r"/run/orlop-e2e/[\w-]+/runc/k8s\.io/\.(empty-directory|cache(/seccomp(/\w+)?)?)": "what crun keeps for the next container",
     r"/.+/io\.containerd\.runtime\.v2\.task(/k8s\.io)?": "where bundles and work directories are made; empty",
-    rf"{CGROUPS}/\w+{CGROUP_PARENT}/session/orlop-daemon-\w+-\d+": "the daemon's own cgroup; it can't remove it, the next daemon does",
+    rf"{CGROUPS}/.+/orlop-daemon-\w+-\d+": "the daemon's own cgroup; it can't remove it, the next daemon does",
 }
 """Paths that may appear and stay, as regular expressions of the whole path -> what they are."""
+
+
+KERNEL_THREAD = 0x00200000
+"""PF_KTHREAD in the flags of /proc/PID/stat."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +58,7 @@ class Process:
 
 
 def processes() -> Iterator[Process]:
-    """All processes of the node, zombies too."""
+    """All processes of the node, zombies too; the kernel's own threads are none."""
     for entry in Path("/proc").glob("[0-9]*"):
         try:
             name, fields = re.fullmatch(r"\d+ \((.*)\) (.*)\n", (entry / "stat").read_text(), re.DOTALL).groups()  # type: ignore[union-attr]  # the kernel's format
@@ -60,6 +66,8 @@ def processes() -> Iterator[Process]:
         except (FileNotFoundError, ProcessLookupError):
             continue
         state, *numbers = fields.split()
+        if int(numbers[5]) & KERNEL_THREAD:
+            continue
         yield Process(int(entry.name), int(numbers[18]), state, name, tuple(argv))
 
 
@@ -110,9 +118,9 @@ def mounts() -> Iterator[str]:
 
 
 def cgroups() -> Iterator[str]:
-    """The directories below this run's cgroup, in every hierarchy, FURNITURE aside."""
-    for hierarchy in (CGROUPS, *CGROUPS.iterdir()):
-        top = f"{hierarchy}{CGROUP_PARENT}"
+    """The directories below this run's cgroup, in every hierarchy, FURNITURE aside; where all of the node is the run's own, all."""
+    tops = [f"{CGROUPS}"] if WITH_SYSTEMD else [f"{hierarchy}{CGROUP_PARENT}" for hierarchy in (CGROUPS, *CGROUPS.iterdir())]
+    for top in tops:
         for folder, _, _ in os.walk(top):
             if folder != top and not is_furniture(folder):
                 yield f"cgroup {folder}"

@@ -20,7 +20,7 @@ import subprocess
 import sys
 import tarfile
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -94,9 +94,10 @@ def prepare() -> None:
 def unpacked(suite: str) -> Path:
     """The folder with `bin` and `lib` of one suite; fetches and unpacks what is missing."""
     home = TOOLS / suite
-    with locked(TOOLS):
-        if not home.exists():
-            unpack(archives(suite), home)
+    if not home.exists():  # asked before the lock: nodes in user-mode Linux can't write here
+        with locked(TOOLS):
+            if not home.exists():
+                unpack(archives(suite), home)
     return home
 
 
@@ -133,15 +134,19 @@ def destination(member: tarfile.TarInfo) -> str | None:
     return None
 
 
-def archives(suite: str) -> list[Path]:
-    """The .deb files of PACKAGES and all that they depend on, downloaded when they aren't there, whole, already."""
-    shared = SHARED if writable(SHARED) else TOOLS / "archives"
-    folder = shared / f"{suite}-{'+'.join(PACKAGES)}"
-    with locked(shared):
+def archives(suite: str, packages: Sequence[str] = PACKAGES) -> list[Path]:
+    """The .deb files of `packages` and all that they depend on, downloaded when they aren't there, whole, already."""
+    folder = shared() / f"{suite}-{'+'.join(packages)}"
+    with locked(shared()):
         if not intact(folder):
             shutil.rmtree(folder, ignore_errors=True)
-            download(suite, folder)
+            download(suite, packages, folder)
     return sorted(folder.glob("*.deb"))
+
+
+def shared() -> Path:
+    """Where things are kept that are the same for every clone."""
+    return SHARED if writable(SHARED) else TOOLS / "archives"
 
 
 def intact(folder: Path) -> bool:
@@ -150,9 +155,9 @@ def intact(folder: Path) -> bool:
     )
 
 
-def download(suite: str, folder: Path) -> None:
+def download(suite: str, packages: Sequence[str], folder: Path) -> None:
     """Lets apt resolve and fetch, in a directory that knows `suite` alone and in which nothing is installed yet."""
-    print(f"toolbox: fetching {', '.join(PACKAGES)} of Debian {suite}", file=sys.stderr, flush=True)
+    print(f"toolbox: fetching {', '.join(packages)} of Debian {suite}", file=sys.stderr, flush=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{suite}-") as work:
         apt = Path(work)
         for needed in ("etc/apt", "var/lib/apt/lists/partial", "var/cache/apt/archives/partial"):
@@ -167,7 +172,7 @@ def download(suite: str, folder: Path) -> None:
         )
         environment = {**os.environ, "APT_CONFIG": str(apt / "apt.conf")}
         run("apt-get", "--quiet", "update", env=environment)
-        run("apt-get", "--quiet", "--yes", "--download-only", "install", *PACKAGES, env=environment)
+        run("apt-get", "--quiet", "--yes", "--download-only", "install", *packages, env=environment)
         got = apt / "var/cache/apt/archives"
         debs = sorted(deb.name for deb in got.glob("*.deb"))
         sums = run("sha256sum", *debs, cwd=got).stdout
@@ -177,24 +182,31 @@ def download(suite: str, folder: Path) -> None:
         got.rename(folder)
 
 
+@cache
+def release() -> str:
+    """The host's own suite."""
+    return run("sh", "-c", '. /etc/os-release && echo "$VERSION_CODENAME"').stdout.strip()
+
+
 def mirror() -> str:
     """The Debian mirror that the host's own sources use for its own release."""
-    release = run("sh", "-c", '. /etc/os-release && echo "$VERSION_CODENAME"').stdout.strip()
     for line in run(
         "apt-get", "indextargets", "--format", "$(REPO_URI) $(RELEASE) $(COMPONENT)", "Created-By: Packages"
     ).stdout.splitlines():
         uri, suite, component = line.split()
-        if suite in (release, "stable") and component == "main":
+        if suite in (release(), "stable") and component == "main":
             return uri
     raise ToolError(
-        f"The apt sources of this host name no Debian mirror for {release} main, so the tools of other suites can't be fetched."
+        f"The apt sources of this host name no Debian mirror for {release()} main, so the tools of other suites can't be fetched."
     )
 
 
-def run(*argv: str | Path, cwd: Path | None = None, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
-    """Runs a command that has to work. Raises ToolError with the last lines it said otherwise."""
+def run(
+    *argv: str | Path, cwd: Path | None = None, env: dict[str, str] | None = None, budget: float = 600
+) -> subprocess.CompletedProcess[str]:
+    """Runs a command that has to work, within `budget` seconds. Raises ToolError with the last lines it said otherwise."""
     try:
-        return subprocess.run(argv, cwd=cwd, env=env, check=True, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=600)
+        return subprocess.run(argv, cwd=cwd, env=env, check=True, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=budget)
     except FileNotFoundError as error:
         raise ToolError(f"{argv[0]} isn't installed; .ci/install installs it.") from error
     except subprocess.TimeoutExpired as error:

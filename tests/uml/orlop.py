@@ -1,0 +1,101 @@
+"""A node in user-mode Linux with Orlop installed: a unit of systemd's, which starts when the node boots.
+
+Used by `tests/e2e/test_uml_power.py`. What runs on the node's side is `tests/uml/inside.py`.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from tests.e2e.daemon import CNI_PLUGINS, PAUSE, bridge_network
+from tests.e2e.toolbox import REPO, Pair
+from tests.uml.node import PYTHON, Node
+
+LEASES = "/var/lib/cni/networks"
+UNIT = f"""\
+[Unit]
+Description=Orlop
+
+[Service]
+Type=notify
+Environment=ORLOP_FAILPOINTS=
+WorkingDirectory={REPO}
+ExecStart={PYTHON} -m agent.cli.main serve
+Delegate=yes
+TasksMax=infinity
+
+[Install]
+WantedBy=multi-user.target
+"""
+CONFIG = """\
+cgroup_driver = "{driver}"
+metrics_address = ""
+sandbox_image = "{pause}"
+default_runtime = "{pair.engine}"
+
+[log]
+level = "debug"
+
+[cni]
+bin_dirs = ["{plugins}"]
+
+[runtimes.{pair.engine}]
+path = "{pair.shim_path}"
+engine = "{pair.engine_path}"
+"""
+
+
+class OrlopNode:
+    """`node` boots when this is made, and gets Orlop with one image; the cgroup driver is "systemd" or "cgroupfs"."""
+
+    def __init__(self, node: Node, pair: Pair, driver: str, image: Path) -> None:
+        self.node = node
+        self._cgroup = "/e2e.slice" if driver == "systemd" else "/e2e"
+        config = CONFIG.format(driver=driver, pause=PAUSE, pair=pair, plugins=CNI_PLUGINS)
+        files = {
+            "/etc/orlop/config.toml": config,
+            "/etc/cni/net.d/10-e2e.conflist": json.dumps(bridge_network("a")),
+            "/etc/systemd/system/orlop.service": UNIT,
+        }
+        node.boot()
+        for path, content in files.items():
+            source = node.share / Path(path).name
+            source.write_text(content)
+            node.run(f"install -D -m 644 {source} {path}")
+        (node.share / image.name).write_bytes(image.read_bytes())
+        node.run("mkdir -p /var/lib/cni; systemctl daemon-reload; systemctl enable orlop")
+        self.start()
+        self.orlop(f"image import {node.share / image.name}")
+        node.run("sync")
+
+    def start(self) -> None:
+        """Waits until the daemon is ready; it is being started when the node boots."""
+        self.node.run("systemctl start orlop || { systemctl status -n 100 orlop; exit 1; }")
+
+    def power_cut(self) -> None:
+        """Takes the power away, and gives it back."""
+        self.node.cut()
+        self.node.boot()
+        self.start()
+
+    def orlop(self, arguments: str) -> str:
+        """What the `orlop` command prints, which has to succeed."""
+        return self.node.run(f"cd {REPO}; {PYTHON} -m agent.cli.main {arguments}").stdout
+
+    def kubelet(self, arguments: str) -> str:
+        """Does something by `tests.uml.inside`, and returns what it prints."""
+        return self.node.run(f"cd {REPO}; ORLOP_E2E_CGROUP={self._cgroup} {PYTHON} -m tests.uml.inside {arguments}").stdout
+
+    def left(self) -> dict[str, Any]:
+        """What is on the node now that nobody should own: each value is empty on a clean one."""
+        return {
+            "audit": json.loads(self.orlop("--output json audit")),
+            "ledger": self.kubelet("ledger").split(),
+            "addresses": self.node.run(f"find {LEASES} -name '[0-9]*.[0-9]*' -o -name '*:*'").stdout.split(),
+            "layers": self.node.run("ls /var/lib/orlop/snapshots/containers 2>/dev/null || true").stdout.split(),
+            "attachments": self.node.run("ls /var/lib/cni/results 2>/dev/null || true").stdout.split(),
+            "interfaces": self.node.run("ip -o link show type veth").stdout.split(),
+            "scopes": self.node.run("ls /run/systemd/transient 2>/dev/null | grep cri-orlop || true").stdout.split(),
+        }
