@@ -61,7 +61,7 @@ class LogFile:
         except OSError as error:
             self.errors += 1
             self.dropped += min(len(records), len(data) - written)
-            self.last_error = str(error)
+            self.last_error = error.strerror or str(error)  # not the number: the sentence is raised again, and again
             if written:
                 self._torn = data[written - 1] != ord("\n")
 

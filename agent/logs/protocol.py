@@ -80,7 +80,14 @@ def refusal(error: Exception) -> dict[str, Any]:
         code = _CODES.get(error.errno, errdefs.Code.INTERNAL)
     else:
         code = errdefs.Code.INTERNAL
-    return {"code": int(code), "message": str(error)}
+    return {"code": int(code), "message": _sentence(error)}
+
+
+def _sentence(error: Exception) -> str:
+    """What `str` says, without the "[Errno 2]" that it puts before an `OSError`'s."""
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    return str(error)
 
 
 def check(answer: Message) -> Message:

@@ -135,7 +135,7 @@ def test_a_log_that_could_not_be_opened_is_tried_again_now_and_then(tmp_path: Pa
     path.parent.mkdir()
     log.write(b"two\n")
     assert (log.errors, log.dropped) == (2, 8)
-    assert "doesn't exist" in log.last_error
+    assert log.last_error == f"the log {path} can't be opened, as its directory {path.parent} doesn't exist"
     now += 1.0
     log.write(b"three\n")
     log.close()
