@@ -53,6 +53,8 @@ DAEMON_STOP = 12.0
 """For what is under way when the daemon stops, in all its parts together; what is cut off then is found by the next start."""
 IN_FLIGHT = 30.0
 """StopPodSandbox waits this long for creates and starts in flight; then their shim is killed under them."""
+SANDBOX_TASK = 120.0
+"""Create and Start of a sandbox that is a task, its shim's start included; then the shim is killed under them."""
 RELEASE = 300.0
 """One attempt to release one ledger entry, above the budgets of its steps: a releaser that hangs is given up and tried again."""
 RELEASE_RETRY = 300.0

@@ -15,7 +15,7 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from agent import errdefs, failpoints, log, metrics, timeouts
 from agent.aio import KeyedLock, Supervisor, in_thread, within
@@ -61,6 +61,12 @@ class ContainerState:
     dropped: int
 
 
+class Connects(Protocol):
+    """What finds or starts a copier: `Launcher`."""
+
+    async def connect(self) -> Connection: ...
+
+
 @dataclass
 class _Container:
     """A container whose read ends we hold."""
@@ -79,13 +85,15 @@ class LogCopier:
     cancelled caller stops waiting only: the call goes on.
     """
 
-    def __init__(self, state_dir: Path, processes: Processes, *, max_line: int = MAX_LINE, cgroup: str = "") -> None:
+    def __init__(
+        self, state_dir: Path, processes: Processes, *, max_line: int = MAX_LINE, cgroup: str = "", launcher: Connects | None = None
+    ) -> None:
         """`max_line`: bytes of a record's content, -1 for no limit. `cgroup`: where the copier runs, which must outlive the
-        daemon's unit; empty for ours.
+        daemon's unit; empty for ours. `launcher` is another one in tests only.
         """
         self._io = state_dir / "io"
         self._max_line = max_line
-        self._launcher = Launcher(state_dir / "log-copier.sock", processes, cgroup, self._on_event)
+        self._launcher = launcher or Launcher(state_dir / "log-copier.sock", processes, cgroup, self._on_event)
         self._supervisor = Supervisor("logs")
         self._locks = KeyedLock()
         self._containers: dict[str, _Container] = {}
@@ -98,12 +106,13 @@ class LogCopier:
         """Connect to the copier that runs, or start one, and keep it so until `stop`.
 
         Raises:
-            Unavailable: none within `timeouts.LOG_COPIER_START`. The attempts go on until `stop`.
+            Unavailable: none within the time that it takes to find out that one is mute, and to start another. The attempts go on
+                until `stop`.
         """
         await in_thread(self._io.mkdir, 0o700, parents=True, exist_ok=True)
         self._supervisor.start(self._keep_connected(), name="log copier")
         try:
-            await within(timeouts.LOG_COPIER_START, self._connected.wait(), "log copier")
+            await within(timeouts.LOG_COPIER_PING + timeouts.LOG_COPIER_START, self._connected.wait(), "log copier")
         except errdefs.DeadlineExceeded as error:
             raise errdefs.Unavailable(f"{error}: {self._last_failure}; it is tried again") from error
 

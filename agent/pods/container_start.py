@@ -20,7 +20,7 @@ from agent.pods.registry import Container, Sandbox
 from agent.runtime.v2.options import is_runc
 from agent.runtime.v2.task import CreateTask
 from agent.store.kinds import Kind
-from agent.store.ledger import Intent
+from agent.store.ledger import Intent, State
 from cri.api import api_pb2 as cri
 
 _log = log.get("pods")
@@ -45,7 +45,7 @@ async def _start(pods: Pods, sandbox: Sandbox, live: Container) -> None:
     enter(sandbox)
     try:
         async with pods.locks.hold(container_id):
-            if live.removing or container_id not in pods.registry.containers:
+            if live.removing or container_id not in pods.registry.containers or not _has_rootfs(pods, container_id):
                 raise FailedPrecondition(f"container {container_id} is being removed")
             await pods.registry.containers.update(live, live.record.after(ContainerEvent.START))
             try:
@@ -59,6 +59,12 @@ async def _start(pods: Pods, sandbox: Sandbox, live: Container) -> None:
     finally:
         sandbox.left()
     _log.info("container started", sandbox=sandbox.record.id, container=container_id, pid=live.record.pid)
+
+
+def _has_rootfs(pods: Pods, container_id: str) -> bool:
+    """Not where a removal was cut off, by a crash or a failure: its layer is gone by now, or on its way."""
+    snapshot = pods.ledger.get(Kind.SNAPSHOT, container_id)
+    return snapshot is not None and snapshot.state is State.HELD
 
 
 async def _end_task(pods: Pods, sandbox: Sandbox, container_id: str, cause: Exception) -> None:

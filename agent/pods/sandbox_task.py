@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from agent import failpoints
+from agent import failpoints, timeouts
+from agent.aio import within
 from agent.config.handlers import RuntimeHandler
-from agent.errdefs import FailedPrecondition, OrlopError
+from agent.errdefs import DeadlineExceeded, FailedPrecondition, OrlopError
 from agent.images.image import Image
 from agent.pods.context import Pods
 from agent.pods.sandbox import Pin
@@ -69,27 +70,30 @@ async def start(
     Raises:
         NotFound: the sandbox image has been removed since `ensure_image`.
         Unknown: the engine refused.
+        DeadlineExceeded: shim or engine hung; the shim was killed under them.
     """
     image = pods.images.resolve(pods.sandbox_image)
     await failpoints.hit("pods.sandbox_task.snapshot")
     rootfs = await pods.images.prepare_rootfs(image.id, sandbox_id)
     await pods.ledger.hold(Kind.SNAPSHOT, sandbox_id)
     await failpoints.hit("pods.sandbox_task.create")
-    task = await pods.tasks.create(
-        CreateTask(
-            id=sandbox_id,
-            sandbox_id=sandbox_id,
-            handler=handler,
-            spec=_spec(
-                image, config, handler, cgroups_path(cgroup_parent, sandbox_id, handler), pins, annotations, pods.facts.oom_score_floor
-            ),
-            rootfs=list(rootfs),
-            stdin="",
-            stdout="",
-            stderr="",
-            terminal=False,
-        )
+    request = CreateTask(
+        id=sandbox_id,
+        sandbox_id=sandbox_id,
+        handler=handler,
+        spec=_spec(image, config, handler, cgroups_path(cgroup_parent, sandbox_id, handler), pins, annotations, pods.facts.oom_score_floor),
+        rootfs=list(rootfs),
     )
+    try:
+        return await within(timeouts.SANDBOX_TASK, _run(pods, request), f"the start of the task of sandbox {sandbox_id}")
+    except DeadlineExceeded:
+        # Nobody else could end it: the sandbox isn't listed yet, so no client knows what to stop.
+        await pods.tasks.kill_shim(sandbox_id)
+        raise
+
+
+async def _run(pods: Pods, request: CreateTask) -> int:
+    task = await pods.tasks.create(request)
     await failpoints.hit("pods.sandbox_task.start")
     await task.start()
     return task.pid

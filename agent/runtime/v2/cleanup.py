@@ -56,10 +56,9 @@ from agent.runtime.v2 import exits, remains, shim_binary, shim_delete
 from agent.runtime.v2.bundle import Bundles
 from agent.runtime.v2.config import RuntimeConfig
 from agent.runtime.v2.engine import Engine
-from agent.runtime.v2.node import Cgroups, Ledger, Mounts, Processes
+from agent.runtime.v2.node import Cgroups, Ledger, Mounts, Processes, Sockets
 from agent.runtime.v2.remains import Remains
 from agent.runtime.v2.shim import Shim, ShimState
-from agent.runtime.v2.sockets import Sockets
 from agent.runtime.v2.steps import Failures, failure_of, step
 from agent.runtime.v2.task import Stage, Task
 from agent.store.ledger import Kind
@@ -111,10 +110,10 @@ async def _after_dead_shim(node: Node, shim: Shim, cause: str) -> None:
         await failure_of(_close(node, shim))
         for task in orphans:
             task.failure = await failure_of(_free(node, task))
-        remains = await failure_of(_free_shim(node, shim))
+        shim.failure = await failure_of(_free_shim(node, shim))
         for task in orphans:
             if task.id == shim.id:  # else the sandbox answers for its shim, when it is shut down
-                task.failure = task.failure or remains
+                task.failure = task.failure or shim.failure
             task.failure = await failure_of(_publish(node, task, task.failure)) or task.failure
             await failure_of(_drop(node, task, task.failure))
         shim.cleaned()
@@ -197,8 +196,9 @@ async def _free_and_shut_down(node: Node, task: Task) -> None:
         elif shim.state not in (ShimState.DEAD, ShimState.CLEANED):
             await _end(node, shim)
         await _free(node, task)
-        if shim.state is ShimState.DEAD:
+        if shim.state is ShimState.DEAD or shim.failure is not None:
             await _free_shim(node, shim)
+            shim.failure = None
             shim.cleaned()
 
 

@@ -30,12 +30,12 @@ from agent.runtime.v2.config import RuntimeConfig
 from agent.runtime.v2.engine import Engine
 from agent.runtime.v2.events import EventServer
 from agent.runtime.v2.gate import Gate
-from agent.runtime.v2.node import Cgroups, Ledger, Mounts, Processes
+from agent.runtime.v2.node import Cgroups, Ledger, Mounts, Processes, Sockets
 from agent.runtime.v2.records import ShimRecord, TaskRecord, cgroup_of
 from agent.runtime.v2.shim import Shim, ShimState
 from agent.runtime.v2.shim_binary import ShimBinaries
 from agent.runtime.v2.shim_log import ShimLog
-from agent.runtime.v2.sockets import Sockets
+from agent.runtime.v2.sockets import Sockets as NodeSockets
 from agent.runtime.v2.task import CreateTask, Stage, Task
 from agent.store.ledger import Kind
 
@@ -61,7 +61,9 @@ class TaskManager:
         mounts: Mounts,
         cgroups: Cgroups,
         connect: transport.Connect = transport.connect,
+        sockets: Sockets | None = None,
     ) -> None:
+        """`connect` and `sockets` are others in tests only."""
         self._config = config
         self._exchange = exchange
         self._connect = connect
@@ -79,7 +81,7 @@ class TaskManager:
             cgroups=cgroups,
             bundles=self._bundles,
             engine=Engine(config, processes),
-            sockets=Sockets(),
+            sockets=sockets or NodeSockets(),
             ledger=ledger,
             supervisor=self._supervisor,
             locks=KeyedLock(),
@@ -339,17 +341,20 @@ class TaskManager:
     async def _launch_for(self, task: Task) -> None:
         """Run `start` for a task of a sandbox that isn't pinned. Where shims group, it may lead to the one that runs already."""
         shim = task.shim
+        if self._node.ledger.get(Kind.SHIM, shim.id) is None:  # its task alone tells of it, from before it is started
+            task.record = replace(task.record, own_shim=shim.record.to_data())
+            await self._node.ledger.hold(Kind.TASK, task.id, task.record.to_data())
         await self._launch(shim)
         twin = next((other for other in self._shims.values() if other.record.identity == shim.record.identity), None)
         if twin is not None:
             task.shim = twin
-            task.record = replace(task.record, shim=twin.id)
+            task.record = replace(task.record, shim=twin.id, own_shim=None)
             shim.cleaned()
             await shim.close()
             await self._node.cgroups.remove(self._config.shim_leaf(shim.id))
             return
         self._shims[shim.id] = shim
-        if self._node.ledger.get(Kind.SHIM, shim.id) is None:
+        if task.record.own_shim is not None:
             task.record = replace(task.record, own_shim=shim.record.to_data())
 
     async def _guard(self, shim: Shim, *, patient: bool = False) -> None:

@@ -87,6 +87,8 @@ class Shim:
         self.state = ShimState.LOST
         self.cause = ""
         """Why it died, for people."""
+        self.failure: Exception | None = None
+        """Why something that it left beside its containers could not be freed."""
         self._namespace = namespace
         self._processes = processes
         self._connect = connect
