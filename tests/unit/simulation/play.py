@@ -1,0 +1,451 @@
+"""Plays a schedule on a node of its own, watched by an `Oracle`, and ends with an empty node.
+
+The client is a kubelet of a few lines: it knows its pods by their names alone, and looks up their ids in the lists. A daemon that was
+killed is started again by the next call.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections import Counter
+from collections.abc import Iterator, MutableMapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import structlog
+
+from agent.errdefs import OrlopError
+from agent.pods.container import ContainerState
+from agent.pods.registry import Container as LiveContainer
+from agent.pods.registry import Sandbox
+from agent.pods.sandbox import SandboxState
+from cri.api import api_pb2 as cri
+from tests.unit.simulation.clock import DeadlockError, simulated
+from tests.unit.simulation.daemon import IMAGE, Daemon
+from tests.unit.simulation.engine import Container
+from tests.unit.simulation.failures import Failpoints, installed
+from tests.unit.simulation.kernel import Proc
+from tests.unit.simulation.oracle import Oracle
+from tests.unit.simulation.schedule import HARMS, Op, Schedule
+from tests.unit.simulation.shims import ShimService
+from tests.unit.simulation.world import World, make_binaries, remove
+
+_CALLS = 20
+"""After so many the rest of a schedule is left out: those that come before others are in none."""
+_PATIENCE = 60.0
+"""Seconds that the kubelet waits for an answer before it goes on."""
+_REST = 900.0
+"""Seconds within which a node without faults has to be empty."""
+_HOST_PIDS = 2.0
+"""The number of an operation by which its container shares the node's PID namespace."""
+_STEPS_TO_ANYTHING = 4
+_IN_A_POD = frozenset({"create", "start", "stop", "exec"})
+_RUNS = frozenset({"stop", "exec", "start"})
+"""Calls that want a container that runs, or one that can be started."""
+
+
+@dataclass
+class Outcome:
+    """What came of a schedule."""
+
+    problems: list[str] = field(default_factory=list)
+    at: str = ""
+    """The step at which the first problem was seen."""
+    trace: list[str] = field(default_factory=list)
+    fired: Counter[str] = field(default_factory=Counter)
+    faults: Counter[str] = field(default_factory=Counter)
+    calls: int = 0
+    crashes: int = 0
+
+
+class Player:
+    """One schedule on one node."""
+
+    def __init__(self, world: World, points: Failpoints, outcome: Outcome, choices: random.Random) -> None:
+        self._world = world
+        self._node = world.node
+        self._points = points
+        self._outcome = outcome
+        self._choices = choices
+        self._oracle = Oracle(world)
+        self._calls: dict[asyncio.Task[Any], str] = {}
+        self._attempts: Counter[int] = Counter()
+        self._holders: list[Any] = []
+        points.crash = world.crash
+
+    async def play(self, schedule: Schedule) -> None:
+        for number, op in enumerate(schedule):
+            if self._outcome.calls >= _CALLS:
+                break
+            self._note(f"--- {number} {op!r}")
+            await self._do(op)
+            self._world.loop.slow_calls = self._choices.choice((0.0, 0.3, 0.8))
+            await asyncio.sleep(0)
+            if self._look(f"step {number}, {op!r}"):
+                return
+        self._note("--- rest")
+        await self._end()
+
+    def _look(self, where: str) -> bool:
+        found = self._oracle.look()
+        if found:
+            self._outcome.problems, self._outcome.at = found, where
+        return bool(found)
+
+    def _note(self, line: str) -> None:
+        self._outcome.trace.append(f"{self._world.loop.time():10.3f} {line}")
+
+    # ---- the client
+
+    async def _do(self, op: Op) -> None:
+        match op.what:
+            case "pass":
+                await asyncio.sleep(op.number)
+            case "crash":
+                self._world.crash()
+            case "restart":
+                if self._world.running and self._world.daemon is not None:
+                    await self._world.daemon.stop()
+                    await self._world.bury()
+                await self._boot()
+            case "failpoint":
+                self._points.arm(op.text, op.how, int(op.number))  # type: ignore[arg-type]  # one of ACTIONS
+            case "fault":
+                self._node.arm(op.text, op.how)
+            case "end":
+                self._init_ends(op)
+            case what if what in HARMS:
+                self._harm(op)
+            case _:
+                await self._call(op)
+
+    async def _boot(self) -> Daemon:
+        if self._world.running and self._world.daemon is not None:
+            return self._world.daemon
+        daemon = await self._world.boot()
+        self._oracle.watch(daemon)
+        recovered = asyncio.ensure_future(daemon.recovered.wait())
+        await self._or_dead(daemon, recovered, _PATIENCE)
+        recovered.cancel()
+        return daemon
+
+    async def _call(self, op: Op) -> None:
+        for _ in range(_STEPS_TO_ANYTHING):
+            daemon = await self._boot()
+            if daemon.life.dead:
+                return
+            verb, request, wanted = self._request(daemon, op)
+            if wanted:
+                break
+            await self._or_dead(daemon, self._begin(daemon, verb, request), _PATIENCE)
+            await self._or_dead(daemon, asyncio.ensure_future(asyncio.sleep(0)), 1)
+        if self._world.daemon is not daemon or daemon.life.dead:
+            return
+        tasks = [self._begin(daemon, verb, request) for _ in range(2 if op.how == "twice" else 1)]
+        if op.how in ("wait", "twice"):
+            for task in tasks:
+                await self._or_dead(daemon, task, _PATIENCE)
+        else:
+            await self._or_dead(daemon, tasks[0], op.number)
+            if op.how == "cancel":
+                tasks[0].cancel()
+
+    def _begin(self, daemon: Daemon, verb: str, request: Any) -> asyncio.Task[Any]:
+        self._outcome.calls += 1
+        task = daemon.call(verb, request)
+        self._calls[task] = verb
+        task.add_done_callback(self._answered)
+        return task
+
+    def _answered(self, task: asyncio.Task[Any]) -> None:
+        verb = self._calls.pop(task)
+        error = None if task.cancelled() else task.exception()
+        self._note(f"{verb}: {'cancelled' if task.cancelled() else error or 'done'}")
+        if error is not None and not isinstance(error, OrlopError | OSError):
+            self._node.broken(f"{verb} fails with {error!r}")
+
+    async def _or_dead(self, daemon: Daemon, task: asyncio.Future[Any], patience: float) -> None:
+        """Wait for the answer, for some time, unless the daemon dies."""
+        death = asyncio.ensure_future(daemon.gone.wait())
+        await asyncio.wait((task, death), timeout=patience, return_when=asyncio.FIRST_COMPLETED)
+        death.cancel()
+        if daemon.life.dead:
+            self._note("the daemon is dead")
+            await self._world.bury()
+
+    def _request(self, daemon: Daemon, op: Op) -> tuple[str, Any, bool]:
+        """The next call: the wanted one, about the pod or container that there is now, or one that has to come before it."""
+        sandbox = self._sandbox(daemon, op.slot)
+        if op.what == "run" or sandbox is None or (sandbox.record.state is not SandboxState.READY and op.what in _IN_A_POD):
+            if sandbox is None or sandbox.record.state is not SandboxState.READY:
+                self._attempts[op.slot] += 1
+            pod = self._pod(op.slot, self._attempts[op.slot])
+            return "RunPodSandbox", cri.RunPodSandboxRequest(config=pod, runtime_handler=op.text), op.what == "run"
+        sandbox_id = sandbox.record.id
+        if op.what == "stop pod":
+            self._oracle.asked.add(sandbox_id)
+            return "StopPodSandbox", cri.StopPodSandboxRequest(pod_sandbox_id=sandbox_id), True
+        if op.what == "remove pod":
+            self._oracle.asked.add(sandbox_id)
+            return "RemovePodSandbox", cri.RemovePodSandboxRequest(pod_sandbox_id=sandbox_id), True
+        live = self._container(daemon, sandbox_id, op.container)
+        if op.what == "create" or live is None or (live.record.state is ContainerState.EXITED and op.what in _RUNS):
+            return "CreateContainer", self._container_request(op, sandbox, live), op.what == "create"
+        container_id = live.record.id
+        if op.what == "start" or (live.record.state is ContainerState.CREATED and op.what in _RUNS):
+            return "StartContainer", cri.StartContainerRequest(container_id=container_id), op.what == "start"
+        if op.what == "exec":
+            return "ExecSync", cri.ExecSyncRequest(container_id=container_id, cmd=["true"], timeout=int(op.number) + 1), True
+        self._oracle.asked.add(container_id)
+        if op.what == "stop":
+            return "StopContainer", cri.StopContainerRequest(container_id=container_id, timeout=int(op.number * 5)), True
+        return "RemoveContainer", cri.RemoveContainerRequest(container_id=container_id), True
+
+    def _container_request(self, op: Op, sandbox: Sandbox, live: LiveContainer | None) -> cri.CreateContainerRequest:
+        attempt = 0 if live is None else live.record.config.metadata.attempt
+        if live is not None and live.record.state is ContainerState.EXITED:
+            attempt += 1
+        config = cri.ContainerConfig(
+            metadata=cri.ContainerMetadata(name=f"c{op.container}", attempt=attempt),
+            image=cri.ImageSpec(image=IMAGE),
+            log_path=f"{op.slot}-{op.container}.log",
+        )
+        config.linux.security_context.namespace_options.pid = cri.NODE if op.number == _HOST_PIDS else cri.CONTAINER
+        return cri.CreateContainerRequest(pod_sandbox_id=sandbox.record.id, config=config, sandbox_config=sandbox.record.config)
+
+    def _pod(self, slot: int, attempt: int) -> cri.PodSandboxConfig:
+        metadata = cri.PodSandboxMetadata(name=f"pod{slot}", namespace="default", uid=f"u{slot}", attempt=attempt)
+        config = cri.PodSandboxConfig(metadata=metadata, hostname=f"pod{slot}", log_directory=str(self._node.top / "logs"))
+        config.linux.security_context.namespace_options.pid = cri.CONTAINER
+        return config
+
+    def _sandbox(self, daemon: Daemon, slot: int) -> Sandbox | None:
+        mine = [live for live in daemon.pods.registry.sandboxes if live.record.config.metadata.name == f"pod{slot}"]
+        return max(mine, key=lambda live: live.record.config.metadata.attempt, default=None)
+
+    def _container(self, daemon: Daemon, sandbox_id: str, number: int) -> LiveContainer | None:
+        mine = [live for live in daemon.pods.registry.containers_of(sandbox_id) if live.record.config.metadata.name == f"c{number}"]
+        return max(mine, key=lambda live: live.record.config.metadata.attempt, default=None)
+
+    # ---- what happens to the node
+
+    def _init_ends(self, op: Op) -> None:
+        """A container's main process ends by itself."""
+        for container in self._containers(op):
+            if container.status == "running" and container.init is not None:
+                container.init.end(int(op.number))
+
+    def _containers(self, op: Op) -> list[Container]:
+        """The containers of the slot and number that there are on the node."""
+        daemon = self._world.daemon
+        if daemon is None or not hasattr(daemon, "pods") or (sandbox := self._sandbox(daemon, op.slot)) is None:
+            return []
+        live = self._container(daemon, sandbox.record.id, op.container)
+        container = None if live is None else self._world.engine.containers.get(live.record.id)
+        return [] if container is None else [container]
+
+    def _inits(self, op: Op) -> list[Proc]:
+        return [each.init for each in self._containers(op) if each.init is not None and each.init.alive]
+
+    def _shims(self, op: Op) -> list[ShimService]:
+        daemon = self._world.daemon
+        if daemon is None or not hasattr(daemon, "pods"):
+            return []
+        sandbox = self._sandbox(daemon, op.slot)
+        return [] if sandbox is None else self._world.shims.of(sandbox.record.id)
+
+    def _harm(self, op: Op) -> None:
+        node, kernel = self._node, self._node.kernel
+        done = True
+        match op.what:
+            case "kill shim" | "stop shim" | "continue shim" | "hang up":
+                shims = self._shims(op)
+                for shim in shims:
+                    self._oracle.harmed.add(shim.group)
+                    containers = list(shim.containers.values())
+                    self._oracle.harmed.update(each.sandbox for each in containers)
+                    match op.what:
+                        case "kill shim":
+                            shim.proc.kill()
+                        case "stop shim":
+                            shim.proc.stop()
+                        case "continue shim":
+                            shim.proc.go_on()
+                        case _:
+                            shim.hang_up()
+                done = bool(shims)
+            case "kill init":
+                inits = self._inits(op)
+                for init in inits:
+                    init.kill()
+                done = bool(inits)
+            case "hold rootfs":
+                mounts = [mount for container in self._containers(op) for mount in container.mounts if mount in kernel.mounts]
+                for mount in mounts:
+                    holder = kernel.spawn("tail")
+                    mount.holders.append(holder)
+                    self._holders.append(holder)
+                done = bool(mounts)
+            case "let go":
+                done = bool(self._holders)
+                self._let_go()
+            case "fill disk" | "empty disk":
+                self._world.disk.full = op.what == "fill disk"
+            case "kill copier" | "stop copier":
+                if self._world.copier.proc is not None:
+                    (self._world.copier.proc.kill if op.what == "kill copier" else self._world.copier.proc.stop)()
+            case "unpin":
+                done = self._unpin(op)
+            case "freeze" | "thaw" | "state D" | "no state D":
+                inits = self._inits(op)
+                for init in inits:
+                    self._oracle.harmed.add(init.owner)
+                    match op.what:
+                        case "freeze":
+                            kernel.cgroups[init.cgroup] = True
+                        case "thaw":
+                            kernel.thaw(init.cgroup)
+                        case "state D":
+                            init.uninterruptible = True
+                        case _:
+                            init.go_on()
+                done = bool(inits)
+            case _:
+                jobs = list(node.jobs)
+                if jobs:
+                    self._choices.choice(jobs).proc.kill()
+                done = bool(jobs)
+        if done:
+            node.hits[op.what] += 1
+
+    def _unpin(self, op: Op) -> bool:
+        """A script of the node unmounts a pod's network namespace."""
+        daemon = self._world.daemon
+        if daemon is None or not hasattr(daemon, "pods") or (sandbox := self._sandbox(daemon, op.slot)) is None:
+            return False
+        pin = sandbox.record.pins.get("network")
+        if pin is None or Path(pin.path) not in self._node.kernel.pins:
+            return False
+        self._oracle.unpinned.add(Path(pin.path))
+        self._node.kernel.unpin(Path(pin.path))
+        return True
+
+    def _let_go(self) -> None:
+        for holder in self._holders:
+            holder.end(0)
+        self._holders.clear()
+
+    # ---- the end
+
+    async def _end(self) -> None:
+        """Everything is well again; after a while the kubelet removes all its pods; then nothing may be left."""
+        self._heal()
+        if not self._world.crashes:
+            self._world.crash()
+        await self._world.bury() if not self._world.running else None
+        daemon = await self._boot()
+        await self._rest(daemon)
+        if self._look("at rest"):
+            return
+        if problems := list(self._oracle.at_rest(daemon)):
+            self._outcome.problems, self._outcome.at = problems, "at rest"
+            return
+        deadline = self._world.loop.time() + _REST
+        while self._world.loop.time() < deadline:
+            sandboxes = list(daemon.pods.registry.sandboxes)
+            for sandbox in sandboxes:
+                self._oracle.asked.add(sandbox.record.id)
+                request = cri.StopPodSandboxRequest(pod_sandbox_id=sandbox.record.id)
+                await self._or_dead(daemon, self._begin(daemon, "StopPodSandbox", request), 2 * _PATIENCE)
+                removal = cri.RemovePodSandboxRequest(pod_sandbox_id=sandbox.record.id)
+                await self._or_dead(daemon, self._begin(daemon, "RemovePodSandbox", removal), 2 * _PATIENCE)
+                if self._look("removing all"):
+                    return
+            await asyncio.sleep(1)
+            if not sandboxes and not daemon.store.ledger.all() and not self._node.jobs and not self._oracle.left():
+                break
+            await asyncio.sleep(4)
+        left = self._oracle.left()
+        left += [f"ledger {resource.id} {resource.state} {resource.error}" for resource in daemon.store.ledger.all()]
+        left += [f"listed {live.record.id}" for live in (*daemon.pods.registry.sandboxes, *daemon.pods.registry.containers)]
+        left += [f"call {verb}" for verb in self._calls.values()]
+        if left or self._look("the empty node"):
+            self._outcome.problems = [f"left: {thing}" for thing in left] + self._outcome.problems
+            self._outcome.at = "the empty node"
+            return
+        await daemon.stop()
+        self._look("the daemon's end")
+
+    async def _rest(self, daemon: Daemon) -> None:
+        """Wait until nothing is under way any more, or for a minute."""
+        for _ in range(30):
+            await asyncio.sleep(2)
+            busy = self._calls or self._node.jobs or any(resource.state != "held" for resource in daemon.store.ledger.all())
+            changing = any(live.record.state is ContainerState.STARTING for live in daemon.pods.registry.containers)
+            if not busy and not changing and len(self._world.shims.live()) >= len(daemon.pods.registry.sandboxes):
+                break
+
+    def _heal(self) -> None:
+        self._points.disarm()
+        self._node.next_faults.clear()
+        self._world.disk.full = False
+        self._let_go()
+        for cgroup in list(self._node.kernel.cgroups):
+            self._node.kernel.thaw(cgroup)
+        for proc in list(self._node.kernel.procs.values()):
+            proc.go_on()
+
+
+def play(seed: int, schedule: Schedule, directory: Path, *, verbose: bool = False) -> Outcome:
+    """Play a schedule; `seed` decides whatever it doesn't say. `directory` is this process's own, for nodes and binaries."""
+    outcome = Outcome()
+    choices = random.Random(f"play {seed}")
+    top = directory / f"node-{seed}"
+    points = Failpoints()
+    with simulated(seed) as loop, installed(points), _logs(outcome, verbose):
+
+        async def work() -> None:
+            world = World(loop, top, make_binaries(directory / "bin"), v2=choices.random() < 0.7)
+            player = Player(world, points, outcome, choices)
+            try:
+                await player.play(schedule)
+            except DeadlockError as error:
+                outcome.problems.append(str(error))
+            finally:
+                await world.end()
+                outcome.faults, outcome.crashes = world.node.hits, world.crashes
+
+        try:
+            loop.run_until_complete(work())
+        finally:
+            remove(top)
+    outcome.fired = points.fired
+    return outcome
+
+
+@contextmanager
+def _logs(outcome: Outcome, verbose: bool) -> Iterator[None]:
+    """What the agent logs goes into the trace; a task that fails by a mistake in it is a problem."""
+    before = structlog.get_config()
+
+    def keep(_: Any, level: str, event: MutableMapping[str, Any]) -> str:
+        error = event.pop("exc_info", None)
+        if event.get("event") in _MISTAKES and isinstance(error, BaseException) and not isinstance(error, OrlopError | OSError):
+            outcome.problems.append(f"{event}: {error!r}")
+        if verbose:
+            outcome.trace.append(f"           {level}: {event}")
+        raise structlog.DropEvent
+
+    level = 10 if verbose else 40
+    structlog.configure(processors=[keep], wrapper_class=structlog.make_filtering_bound_logger(level), cache_logger_on_first_use=False)
+    try:
+        yield
+    finally:
+        structlog.configure(**before)
+
+
+_MISTAKES = frozenset({"task failed", "event not acted on", "could not be checked", "no event"})
+"""What is logged where an exception ends that nobody awaited."""
