@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Awaitable, Callable, Sequence
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 
 from agent.bench import critest, crowd, execs, images, logs, measurements, parallel, pods
 from agent.bench.plan import Plan
 from agent.bench.results import Results
 from agent.bench.session import Session
 from agent.bench.target import Target
+from agent.errdefs import OrlopError
 
 _FAMILIES: tuple[tuple[tuple[str, ...], Callable[[Session], Awaitable[None]]], ...] = (
     (("pods",), pods.measure),
@@ -25,30 +26,36 @@ _FAMILIES: tuple[tuple[tuple[str, ...], Callable[[Session], Awaitable[None]]], .
 FAMILIES = tuple(name for names, _ in _FAMILIES for name in names)
 
 
-async def run(plan: Plan, sockets: Sequence[str], say: Callable[[str], None], target: Callable[[str, Plan], Target] = Target) -> Results:
+@asynccontextmanager
+async def run(
+    plan: Plan, sockets: Sequence[str], say: Callable[[str], None], make: Callable[[str, Plan], Target] = Target
+) -> AsyncIterator[Results]:
     """Measure what the plan wants on every socket, by turns; the first is what the others are compared with.
 
-    Cancelled or not, what was made is removed before it returns or raises. `target` makes a Target; another one in tests only.
+    The results are there for the block; at its end what was made is removed, as it is when this is cancelled before. `make` makes a
+    Target; another one in tests only.
 
     Raises:
-        OrlopError: a socket that isn't served or can't have the image; something could not be removed.
+        OrlopError: before the block, a socket that isn't served or can't have the image; after it, something could not be removed.
     """
     async with AsyncExitStack() as stack:
-        targets = [await stack.enter_async_context(target(socket, plan)) for socket in sockets]
+        targets = [await stack.enter_async_context(make(socket, plan)) for socket in sockets]
         _tell_apart(targets)
-        results = Results([row for row in measurements.table(plan.numbers) if plan.wants(row.family)], [each.name for each in targets])
-        for each in targets:
-            if directory := plan.critest.get(each.socket):
-                await critest.read(results, each.name, directory)
+        results = Results([row for row in measurements.table(plan.numbers) if plan.wants(row.family)], [target.name for target in targets])
+        for target in targets:
+            target.results = results
+            if directory := plan.critest.get(target.socket):
+                await critest.read(results, target.name, directory)
         session = Session(plan, targets, results, say)
-        for each in targets:
-            each.results = results
         for names, measure in _FAMILIES:
             if any(plan.wants(name) for name in names):
                 await measure(session)
-                for each in targets:
-                    await each.remove_all()
-        return results
+                for target in targets:
+                    try:
+                        await target.remove_all()
+                    except OrlopError as error:  # tried again at the end
+                        say(f"{target.name}: {error}")
+        yield results
 
 
 def _tell_apart(targets: Sequence[Target]) -> None:

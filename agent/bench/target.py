@@ -10,8 +10,8 @@ import itertools
 import shutil
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Callable, Sequence
+from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -61,10 +61,11 @@ class Target:
         self.stack = Stack(self.socket)
         self.parent = ""
         """Cgroup of all its pods: a path, or a slice of systemd's."""
+        self.images: set[str] = set()
+        """Those that were pulled here."""
         self._connect = connect
         self._cgroups = cgroups or Cgroups()
         self._count = itertools.count(1)
-        self._made_images: list[str] = []
 
     async def __aenter__(self) -> Target:
         """Ask who serves, and have the image.
@@ -79,7 +80,8 @@ class Target:
             if self.parent.startswith("/"):
                 await self._cgroups.create(self.parent)
             self.stack = Stack(self.socket, self.plan.cgroups.get(self.socket, ()), pods=self.parent)
-            await self.have_image(self.plan.image)
+            if not await self.has_image(self.plan.image):
+                await self.pull(self.plan.image, ours=True)
         except BaseException:
             await self._leave()
             raise
@@ -88,8 +90,6 @@ class Target:
     async def __aexit__(self, *_: object) -> None:
         try:
             await self.remove_all()
-            for image in self._made_images:
-                await self.call("RemoveImage", cri.RemoveImageRequest(image=cri.ImageSpec(image=image)))
         finally:
             await self._leave()
 
@@ -120,18 +120,15 @@ class Target:
         """A sample of ours."""
         self.results.add(key, self.name, value)
 
-    async def have_image(self, image: str) -> None:
-        """Pull an image unless it is there; what was pulled here is removed at the end."""
-        spec = cri.ImageSpec(image=image)
-        if not (await self.call("ImageStatus", cri.ImageStatusRequest(image=spec))).image.id:
-            await self.call("PullImage", cri.PullImageRequest(image=spec))
-            self._made_images.append(image)
+    async def has_image(self, image: str) -> bool:
+        request = cri.ImageStatusRequest(image=cri.ImageSpec(image=image))
+        return bool((await self.call("ImageStatus", request)).image.id)
 
-    async def disown_image(self, image: str) -> None:
-        """Remove an image now."""
-        await self.call("RemoveImage", cri.RemoveImageRequest(image=cri.ImageSpec(image=image)))
-        with suppress(ValueError):
-            self._made_images.remove(image)
+    async def pull(self, image: str, *, ours: bool) -> None:
+        """Pull an image; if it is `ours` it is removed at the end."""
+        if ours:
+            self.images.add(image)
+        await self.call("PullImage", cri.PullImageRequest(image=cri.ImageSpec(image=image)))
 
     def pod(self) -> Pod:
         """A pod that isn't there yet, with what a kubelet fills in."""
@@ -205,15 +202,6 @@ class Target:
         if self.parent.startswith("/"):
             await self._cgroups.remove(pod.config.linux.cgroup_parent)
 
-    @asynccontextmanager
-    async def running(self, containers: int = 1) -> AsyncIterator[Pod]:
-        """A pod for the time of a block."""
-        pod = await self.start(containers)
-        try:
-            yield pod
-        finally:
-            await self.end(pod)
-
     async def remove_all(self) -> None:
         """Remove every pod of this run that the socket lists.
 
@@ -259,11 +247,12 @@ class Target:
         return _child(given.rstrip("/"), f"orlop-bench-{self.run}")
 
     async def _leave(self) -> None:
-        try:
+        async with AsyncExitStack() as stack:  # each of these, whatever becomes of the others
+            stack.push_async_exit(self.client.__aexit__)
             if self.parent.startswith("/"):
-                await self._cgroups.remove(self.parent)
-        finally:
-            await self.client.__aexit__(None, None, None)
+                stack.push_async_callback(self._cgroups.remove, self.parent)
+            for image in self.images:
+                stack.push_async_callback(self.call, "RemoveImage", cri.RemoveImageRequest(image=cri.ImageSpec(image=image)))
 
 
 def _child(parent: str, name: str) -> str:

@@ -35,19 +35,23 @@ async def bench(plan: Plan, sockets: Sequence[str], form: str, json_file: Path |
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, signal.raise_signal, signal.SIGINT)
     machine = {"kernel": os.uname().release, "cpus": os.cpu_count(), "load_before": os.getloadavg()[0]}
     begun = datetime.now(UTC)
-    results = await run(plan, sockets, lambda text: click.echo(text, err=True))
-    about: dict[str, Any] = {
-        "begun": begun.isoformat(timespec="seconds"),
-        "seconds": (datetime.now(UTC) - begun).total_seconds(),
-        "machine": machine,
-        "plan": {name: _plain(value) for name, value in vars(plan).items()},
-    }
-    document = report.document(results, about)
-    text = json.dumps(document, indent=2)
-    if json_file is not None:
-        await in_thread(_write, json_file, text)
-    if svg_file is not None:
-        await in_thread(_write, svg_file, picture.svg(document))
+    async with run(plan, sockets, lambda text: click.echo(text, err=True)) as results:
+        about: dict[str, Any] = {
+            "begun": begun.isoformat(timespec="seconds"),
+            "seconds": (datetime.now(UTC) - begun).total_seconds(),
+            "machine": machine,
+            "plan": {name: _plain(value) for name, value in vars(plan).items()},
+        }
+        document = report.document(results, about)
+        text = json.dumps(document, indent=2)
+        if json_file is not None:
+            await in_thread(_write, json_file, text)
+        if svg_file is not None:
+            await in_thread(_write, svg_file, picture.svg(document))
+        _print(document, text, form)
+
+
+def _print(document: dict[str, Any], text: str, form: str) -> None:
     if form == "json":
         click.echo(text)
         return

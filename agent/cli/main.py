@@ -214,6 +214,7 @@ def doctor(given: Options) -> None:
 @click.option("--containers", default=100, show_default=True, help="For lists and restarts.", type=click.IntRange(1))
 @click.option("--repeats", default=30, show_default=True, help="Of lists and execs.", type=click.IntRange(1))
 @click.option("--turns", default=3, show_default=True, help="Of what takes seconds.", type=click.IntRange(1))
+@click.option("--log-bytes", default=64 << 20, show_default=True, help="Printed to be logged in a turn.", type=click.IntRange(4096))
 @click.option("--host-network", is_flag=True, help="Pods in the host's network, without CNI.")
 @click.option("--handler", default="", help="Runtime handler of the pods.")
 @click.option("--cgroup-parent", default="", metavar="PATH|SLICE", help="Where the pods' cgroups go.")

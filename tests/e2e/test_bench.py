@@ -23,7 +23,7 @@ from tests.e2e.toolbox import REPO, Pair
 
 pytestmark = [pytest.mark.e2e, one_pair]
 
-SMALL = ("--pods", "2", "--parallel", "2", "--containers", "4", "--repeats", "3", "--turns", "1")
+SMALL = ("--pods", "2", "--parallel", "2", "--containers", "4", "--repeats", "3", "--turns", "1", "--log-bytes", "100000")
 
 
 @pytest.fixture

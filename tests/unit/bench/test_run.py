@@ -27,10 +27,12 @@ def plan(folder: Path, **settings: Any) -> Plan:
 
 async def measured(folder: Path, *runtimes: FakeRuntime, **settings: Any) -> dict[str, Any]:
     """The document of a run; nothing may be left then."""
-    results = await run(plan(folder, **settings), [runtime.socket for runtime in runtimes], lambda text: None, makers(folder, *runtimes))
+    sockets = [runtime.socket for runtime in runtimes]
+    async with run(plan(folder, **settings), sockets, lambda text: None, makers(folder, *runtimes)) as results:
+        document = report.document(results, {})
     for runtime in runtimes:
         assert (runtime.pods, runtime.containers, runtime.images) == ({}, {}, set())
-    return report.document(results, {})
+    return document
 
 
 def counts(document: dict[str, Any], socket: int = 0) -> dict[str, int]:
@@ -101,6 +103,32 @@ async def test_runtimes_of_one_name_are_told_apart(tmp_path: Path) -> None:
     two.socket = "/nowhere/else.sock"
     document = await measured(tmp_path, one, two, families=frozenset({"exec"}))
     assert document["sockets"] == ["same 1 at /nowhere/same.sock", "same 1 at /nowhere/else.sock"]
+
+
+async def test_a_large_image_that_was_there_is_there_afterwards(tmp_path: Path) -> None:
+    runtime = FakeRuntime()
+    runtime.images = {"large"}
+    settings = plan(tmp_path, families=frozenset({"images"}), large_image="large")
+    async with run(settings, [runtime.socket], lambda text: None, makers(tmp_path, runtime)) as results:
+        assert len(results.of("pull", "fake 1").values) == 2
+    assert runtime.images == {"large"}
+
+
+async def test_what_cannot_be_removed_in_the_middle_costs_no_results(tmp_path: Path) -> None:
+    runtime, said = FakeRuntime(), []
+    settings = plan(tmp_path, families=frozenset({"exec", "images"}), large_image="large")
+
+    def say(text: str) -> None:
+        said.append(text)
+        if text.startswith("exec"):
+            runtime.failures["StopPodSandbox"] = Unavailable("busy")
+        if text.startswith("images"):
+            runtime.failures.clear()
+
+    async with run(settings, [runtime.socket], say, makers(tmp_path, runtime)) as results:
+        assert len(results.of("exec_alone", "fake 1").values) == 3
+    assert "fake 1: busy" in said
+    assert runtime.pods == {}
 
 
 class TestCritest:

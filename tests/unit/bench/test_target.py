@@ -77,6 +77,18 @@ class TestBeginAndEnd:
             await running
         assert runtime.pods == {}
 
+    async def test_an_image_whose_pull_is_cut_off_is_removed(self, target: Target, runtime: FakeRuntime) -> None:
+        runtime.held["PullImage"] = asyncio.Event()
+        opening = asyncio.create_task(target.__aenter__())
+        while not runtime.images:
+            await asyncio.sleep(0)
+        opening.cancel()
+        await asyncio.sleep(0)
+        runtime.held["PullImage"].set()
+        with pytest.raises(asyncio.CancelledError):
+            await opening
+        assert runtime.images == set()
+
     async def test_what_cannot_be_removed_is_told(self, target: Target, runtime: FakeRuntime) -> None:
         async def whole() -> None:
             async with target:
