@@ -46,7 +46,12 @@ async def status(pods: Pods, request: cri.StatusRequest) -> cri.StatusResponse:
         details = {
             "defaultHandler": pods.default_handler,
             "handlers": {
-                name: {"type": handler.runtime_type, "engine": handler.engine, "sandbox": handler.sandbox}
+                name: {
+                    "type": handler.runtime_type,
+                    "engine": handler.engine,
+                    "sandbox": handler.sandbox,
+                    "noRecursiveReadOnly": pods.features[name].no_recursive_read_only,
+                }
                 for name, handler in pods.handlers.items()
             },
             "restrictions": list(pods.facts.restrictions),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -145,10 +146,12 @@ def tree(tmp_path: Path) -> Iterator[Path]:
 
 def test_read_only_with_all_that_is_mounted_below(kubelet: Client, pair: Pair, tree: Path) -> None:
     """KEP-3857: where Status has the feature it holds, and elsewhere nobody gets less than was asked for."""
-    status: cri.StatusResponse = kubelet.runtime.Status(cri.StatusRequest())
+    status: cri.StatusResponse = kubelet.runtime.Status(cri.StatusRequest(verbose=True))
     assert [handler.name for handler in status.runtime_handlers] == ["", pair.engine, "task"]
     able = pair != Pair("1.6", "crun")  # crun 1.8 can't be asked: it has no `features` yet
     assert {handler.features.recursive_read_only_mounts for handler in status.runtime_handlers} == {able}
+    reason = json.loads(status.info["config"])["handlers"][pair.engine]["noRecursiveReadOnly"]
+    assert ("unknown command features" in reason) is not able
     pod = kubelet.run_pod()
     deep = cri.Mount(container_path="/data", host_path=str(tree), readonly=True, recursive_read_only=True)
     if not able:
