@@ -106,11 +106,12 @@ engine = "{pair.engine_path}"
     def start(self, *, failpoints: str = "", wait: bool = True) -> None:
         """Starts it and waits until it answers Version; `failpoints` in the language of agent.failpoints."""
         assert self._process is None, "the daemon runs already"
+        guard = "" if WITH_SYSTEMD else "1"  # in user-mode Linux the CPU time of a thread means nothing
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "agent.cli.main", "serve", "--config", self.config],
                 cwd=REPO,
-                env={**os.environ, "ORLOP_FAILPOINTS": failpoints, "ORLOP_TIMEOUTS": self._timeouts, "ORLOP_LOOP_GUARD": "1"},
+                env={**os.environ, "ORLOP_FAILPOINTS": failpoints, "ORLOP_TIMEOUTS": self._timeouts, "ORLOP_LOOP_GUARD": guard},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

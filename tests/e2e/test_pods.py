@@ -12,6 +12,7 @@ from pathlib import Path
 import grpc
 import pytest
 
+from cri.api import admin_pb2 as admin
 from cri.api import api_pb2 as cri
 from tests.e2e.client import BUSYBOX, Client, LogLine, parse_log, pod_namespaces, refused, until
 from tests.e2e.node import processes, runc_inits, shims
@@ -20,6 +21,8 @@ pytestmark = pytest.mark.e2e
 
 COUNTER = "i=0; until [ -e /tmp/stop ]; do echo $i; i=$((i+1)); done"
 MIB = 1 << 20
+TAKE_THEIR_TIME = "pods.sandbox_run.directory=delay(1);pods.container_create.snapshot=delay(1)"
+"""Calls that are made at the same time come while the first one is at work still, however slow the machine is."""
 
 
 def wait_for_log(kubelet: Client, container: str, text: str) -> None:
@@ -155,6 +158,7 @@ class TestLife:
 
     def test_calls_at_the_same_time_get_one_answer(self, kubelet: Client) -> None:
         """A kubelet that timed out and asks again doesn't get a second pod, nor 'the name is taken'."""
+        kubelet.admin.Failpoints(admin.FailpointsRequest(configure=TAKE_THEIR_TIME))
         with ThreadPoolExecutor(4) as pool:
             config = cri.PodSandboxConfig(metadata=cri.PodSandboxMetadata(name="same", uid="same", namespace="e2e"))
             config.linux.cgroup_parent = kubelet.cgroup_parent("same")
@@ -172,6 +176,7 @@ class TestLife:
             list(pool.map(kubelet.stop, [container_id] * 4))
             list(pool.map(kubelet.stop_pod, [pod] * 4))
             list(pool.map(kubelet.remove_pod, [pod] * 4))
+        kubelet.admin.Failpoints(admin.FailpointsRequest(configure=""))
         assert kubelet.pods() == []
 
     def test_many_pods_at_once(self, kubelet: Client, tmp_path: Path) -> None:

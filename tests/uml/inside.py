@@ -1,30 +1,49 @@
-"""What `tests.uml.orlop` has done on the node's side: a kubelet's calls, as `python -m tests.uml.inside COMMAND [ARGUMENT ...]`.
+"""What `tests.uml.orlop` has done on the node's side, as `python -m tests.uml.inside COMMAND [ARGUMENT ...]`.
 
-hang VERB POINT    lets VERB (run, start, stop) come as far as the failpoint POINT, where it stays; prints the pod's uid
-retry UID          what a kubelet does with pod UID after a boot: it stops and removes the sandbox that it knew, and runs another
-ledger             prints what the agent owns
+    hang VERB POINT    lets VERB (run, start, stop) come as far as the failpoint POINT, where it stays; prints the pod's uid
+    after UID          after a boot: nothing may be left; then does with pod UID what a kubelet does, and again nothing may be left
+
+One command does much: starting Python takes seconds there.
 """
 
 from __future__ import annotations
 
+import subprocess
 import sys
 import threading
 from collections.abc import Callable
 from contextlib import suppress
+from glob import glob
 from pathlib import Path
 
 import grpc
+from click.testing import CliRunner
 
+from agent.cli.main import main as cli
 from agent.config.settings import load
 from cri.api import admin_pb2 as admin
 from cri.api import api_pb2 as cri
 from tests.e2e.client import Client, until
+from tests.e2e.node import nat_chains
 
 LOGS = Path("/var/log/pods")
+TRACES = (
+    "/var/lib/cni/networks/*/[0-9]*.*.*.*",  # addresses that host-local has given away
+    "/var/lib/cni/networks/*/*:*",
+    "/var/lib/cni/results/*",
+    "/var/lib/orlop/snapshots/containers/*",
+    "/var/lib/orlop/io.containerd.runtime.v2.task/*/*",
+    "/run/netns/*",
+    "/run/systemd/transient/cri-orlop-*",
+    "/sys/fs/cgroup/e2e*/e2e-pod*",
+    "/sys/fs/cgroup/e2e*/pod*",
+    "/sys/fs/cgroup/system.slice/orlop-shims.service/" + "[0-9a-f]" * 64,
+)
+"""What a pod leaves where it isn't taken down."""
 
 
 def main() -> None:
-    commands: dict[str, Callable[..., None]] = {"hang": hang, "retry": retry, "ledger": ledger}
+    commands: dict[str, Callable[..., None]] = {"hang": hang, "after": after}
     commands[sys.argv[1]](Client(load().socket), *sys.argv[2:])
 
 
@@ -47,14 +66,15 @@ def _unanswered(act: Callable[[], object]) -> None:
         act()
 
 
-def retry(client: Client, uid: str) -> None:
+def after(client: Client, uid: str) -> None:
     assert client.pods() == [], "sandboxes end with the boot"
+    nothing_is_left(client)
     config = client.pod_config("victim", log_directory=LOGS)
     config.metadata.uid, config.linux.cgroup_parent = uid, client.cgroup_parent(uid)
-    for _ in range(2):
-        client.stop_pod("ab" * 32)
-        client.remove_pod("ab" * 32)
-        live(client, config)
+    client.stop_pod("ab" * 32)  # as it knew it
+    client.remove_pod("ab" * 32)
+    live(client, config)
+    nothing_is_left(client)
 
 
 def live(client: Client, config: cri.PodSandboxConfig) -> None:
@@ -73,9 +93,16 @@ def live(client: Client, config: cri.PodSandboxConfig) -> None:
     assert client.pods() == []
 
 
-def ledger(client: Client) -> None:
-    for entry in client.ledger():
-        print(f"{entry.kind}:{entry.key}")
+def nothing_is_left(client: Client) -> None:
+    """Of any pod: in the ledger, by the agent's own audit, and to the eye."""
+    until(lambda: not client.ledger(), what="the ledger is empty", detail=client.ledger)
+    audit = CliRunner().invoke(cli, ["audit"])
+    assert audit.exit_code == 0, audit.output
+    left = [path for pattern in TRACES for path in glob(pattern)]
+    assert not left, left
+    assert not list(nat_chains())
+    links = subprocess.run(["ip", "-o", "link", "show", "type", "veth"], check=True, capture_output=True, text=True).stdout
+    assert links == ""
 
 
 if __name__ == "__main__":

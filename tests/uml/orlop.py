@@ -7,13 +7,11 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 from tests.e2e.daemon import CNI_PLUGINS, PAUSE, bridge_network
 from tests.e2e.toolbox import REPO, Pair
 from tests.uml.node import PYTHON, Node
 
-LEASES = "/var/lib/cni/networks"
 UNIT = f"""\
 [Unit]
 Description=Orlop
@@ -22,7 +20,7 @@ Description=Orlop
 Type=notify
 Environment=ORLOP_FAILPOINTS=
 WorkingDirectory={REPO}
-ExecStart={PYTHON} -m agent.cli.main serve
+ExecStart={PYTHON} -B -m agent.cli.main serve
 Delegate=yes
 TasksMax=infinity
 
@@ -67,8 +65,7 @@ class OrlopNode:
         (node.share / image.name).write_bytes(image.read_bytes())
         node.run("mkdir -p /var/lib/cni; systemctl daemon-reload; systemctl enable orlop")
         self.start()
-        self.orlop(f"image import {node.share / image.name}")
-        node.run("sync")
+        node.run(f"cd {REPO}; {PYTHON} -B -m agent.cli.main image import {node.share / image.name}; sync")
 
     def start(self) -> None:
         """Waits until the daemon is ready; it is being started when the node boots."""
@@ -80,22 +77,6 @@ class OrlopNode:
         self.node.boot()
         self.start()
 
-    def orlop(self, arguments: str) -> str:
-        """What the `orlop` command prints, which has to succeed."""
-        return self.node.run(f"cd {REPO}; {PYTHON} -m agent.cli.main {arguments}").stdout
-
     def kubelet(self, arguments: str) -> str:
         """Does something by `tests.uml.inside`, and returns what it prints."""
-        return self.node.run(f"cd {REPO}; ORLOP_E2E_CGROUP={self._cgroup} {PYTHON} -m tests.uml.inside {arguments}").stdout
-
-    def left(self) -> dict[str, Any]:
-        """What is on the node now that nobody should own: each value is empty on a clean one."""
-        return {
-            "audit": json.loads(self.orlop("--output json audit")),
-            "ledger": self.kubelet("ledger").split(),
-            "addresses": self.node.run(f"find {LEASES} -name '[0-9]*.[0-9]*' -o -name '*:*'").stdout.split(),
-            "layers": self.node.run("ls /var/lib/orlop/snapshots/containers 2>/dev/null || true").stdout.split(),
-            "attachments": self.node.run("ls /var/lib/cni/results 2>/dev/null || true").stdout.split(),
-            "interfaces": self.node.run("ip -o link show type veth").stdout.split(),
-            "scopes": self.node.run("ls /run/systemd/transient 2>/dev/null | grep cri-orlop || true").stdout.split(),
-        }
+        return self.node.run(f"cd {REPO}; ORLOP_E2E_CGROUP={self._cgroup} {PYTHON} -B -m tests.uml.inside {arguments}").stdout
