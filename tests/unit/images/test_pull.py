@@ -497,6 +497,7 @@ async def test_what_a_running_pull_has_already_stays_whatever_is_removed_beside_
     hold_layers(registry)
     pull = asyncio.create_task(node.images.pull(app))
     await until(lambda: any(layer.offset for running in node.images.pulls() for layer in running.layers))
+    await until(lambda: len(node.content.list()) == 4)  # config and manifest of each
     before = node.content.list()
     await node.images.remove(old)
     await node.images._collect()  # as the end of a container does
