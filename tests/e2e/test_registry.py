@@ -18,9 +18,10 @@ from cri.api import api_pb2 as cri
 from tests.e2e.client import Client, refused, until
 from tests.e2e.conftest import DAEMON, clean_afterwards, one_pair
 from tests.e2e.daemon import PAUSE, Daemon
-from tests.e2e.registry import PASSWORD, USER, DockerRegistry, Line
+from tests.e2e.registry import PASSWORD, USER, DockerRegistry, Line, free_port
 from tests.e2e.toolbox import Pair
 from tests.images import ARCHITECTURE, OCI, Blobs, add_image, busybox_image, layer_tar
+from tests.unit.registry import certificates
 
 pytestmark = [pytest.mark.e2e, one_pair]
 
@@ -135,6 +136,9 @@ def test_an_index_by_platform(daemon: Daemon, registry: DockerRegistry) -> None:
     assert ref == manifest["config"]["digest"]
     (image,) = listed(daemon.client)
     assert list(image.repo_digests) == [f"{registry.address}/multi@{top['digest']}"]
+    registry.push("multi", blobs, blobs.add_json({**index, "manifests": [theirs]}, f"{OCI}.index.v1+json"), "v2")
+    with refused(grpc.StatusCode.NOT_FOUND, f"image {registry.address}/multi:v2 is not built for linux/{ARCHITECTURE}, but for linux/vax"):
+        pull(daemon.client, f"{registry.address}/multi:v2")
 
 
 def test_a_mirror(daemon: Daemon, registry: DockerRegistry, certs: Path) -> None:
@@ -165,6 +169,35 @@ def test_a_login(daemon: Daemon, tmp_path: Path) -> None:
         assert pull(daemon.client, name, auth=auth, server_address=f"http://{registry.address}") == ref
     for secret in (PASSWORD, auth):
         assert secret not in daemon.log.read_text()
+
+
+def test_tls(daemon: Daemon, certs: Path, tmp_path: Path) -> None:
+    """By an authority of the operator's; and as in the example of containerd's docs/hosts.md, with http:// and skip_verify."""
+    for name, issuer in (("ca", ""), ("server", "ca"), ("other", "")):
+        certificates.make(tmp_path, name, issuer=issuer)
+    with DockerRegistry(tmp_path / "tls", certificate=tmp_path / "server.pem") as registry:
+        registry.push_image("app", LAYERS, "v1")
+        https, http = f'server = "https://{registry.address}"\n', f'server = "http://{registry.address}"\n'
+        for wrong in (https, https + f'ca = "{tmp_path}/other.pem"', http + f'ca = "{tmp_path}/other.pem"'):
+            hosts(certs, "reg.test", wrong)
+            with refused(grpc.StatusCode.FAILED_PRECONDITION, f"https://{registry.address}: its certificate is not trusted"):
+                pull(daemon.client, "reg.test/app:v1")
+        hosts(certs, "reg.test", https + 'ca = "missing.pem"')
+        with refused(grpc.StatusCode.INVALID_ARGUMENT, f"{certs}/reg.test/hosts.toml: ca: {certs}/reg.test/missing.pem: it can't be read"):
+            pull(daemon.client, "reg.test/app:v1")
+        for right in (https + f'ca = "{tmp_path}/ca.pem"', http + "skip_verify = true"):
+            hosts(certs, "reg.test", right)
+            pull(daemon.client, "reg.test/app:v1")
+
+
+def test_a_registry_that_is_down(daemon: Daemon, certs: Path) -> None:
+    """The kubelet knows it by how the message begins, which of all codes it sees as it is with UNKNOWN alone."""
+    hosts(certs, "reg.test", f'server = "http://127.0.0.1:{free_port()}"')
+    with pytest.raises(grpc.RpcError) as failure:
+        pull(daemon.client, "reg.test/app:v1")
+    assert failure.value.code() is grpc.StatusCode.UNKNOWN
+    assert (failure.value.details() or "").startswith("RegistryUnavailable: http://127.0.0.1:")
+    assert stored(daemon) == []
 
 
 def test_what_is_not_there(daemon: Daemon, registry: DockerRegistry) -> None:
@@ -240,6 +273,7 @@ def test_a_full_disk_in_the_middle_of_a_layer(daemon: Daemon, registry: DockerRe
     """Nothing is left of the pull, what was there stays, and with room for it the same pull works."""
     registry.push_image("small", LAYERS, "v1")
     registry.push_image("big", BIG, "v1")
+    registry.push_image("unpacked", [{"zeros": bytes(10 << 20)}], "v1")  # arrives, and only then is too large
     client = daemon.client
     daemon.stop()
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=5m", "full", daemon.root], check=True)
@@ -247,9 +281,10 @@ def test_a_full_disk_in_the_middle_of_a_layer(daemon: Daemon, registry: DockerRe
         daemon.start()
         ref = pull(client, f"{registry.address}/small:v1")
         before = stored(daemon)
-        with refused(grpc.StatusCode.RESOURCE_EXHAUSTED, "disk", "full"):
-            pull(client, f"{registry.address}/big:v1")
-        assert stored(daemon) == before
+        for name in ("big", "unpacked"):
+            with refused(grpc.StatusCode.RESOURCE_EXHAUSTED, "disk", "full"):
+                pull(client, f"{registry.address}/{name}:v1")
+            assert stored(daemon) == before
         assert client.ledger() == []
         assert [image.id for image in listed(client)] == [ref]
         subprocess.run(["mount", "-o", "remount,size=50m", daemon.root], check=True)
