@@ -16,8 +16,9 @@ from agent import log
 from agent.aio import Supervisor, in_thread
 from agent.linux import libc
 
-PAUSE = 5.0
-"""Seconds from a layer's commit to the syncfs: it is for the whole disk, and would hold up the pull's other layers."""
+PAUSE = 40.0
+"""Seconds from a layer's commit to the syncfs. The kernel writes by itself what is older than 30 s, at its own pace, so that not much is
+left to do; earlier it would be a burst for the whole disk, which holds up the pull's other layers and all else."""
 _log = log.get("snapshots")
 
 

@@ -12,8 +12,9 @@ from typing import Any
 
 import pytest
 import zstandard
+from prometheus_client import generate_latest
 
-from agent import failpoints
+from agent import failpoints, metrics
 from agent.errdefs import (
     DataLoss,
     Internal,
@@ -29,7 +30,7 @@ from agent.images.progress import Phase
 from agent.registry import Credentials
 from tests.images import ARCHITECTURE, OCI, Blobs, add_image, digest, gzipped, layer_tar
 from tests.unit.images.node import ImageNode
-from tests.unit.registry.fake import INDEX, MANIFEST, FakeRegistry, Reply, Seen
+from tests.unit.registry.fake import INDEX, MANIFEST, FakeRegistry, Reply, Seen, basic, demand
 
 BASE = {"etc/passwd": b"root:x:0:0", "bin/sh": b"#!"}
 NOISE = os.urandom(3 << 20)
@@ -153,6 +154,11 @@ DOCKER = "application/vnd.docker"
         (f"{OCI}.layer.v1.tar+zstd", zstandard.ZstdCompressor().compress),
         (f"{OCI}.layer.v1.tar", bytes),
         (f"{DOCKER}.image.rootfs.diff.tar.gzip", gzipped),
+        (f"{DOCKER}.image.rootfs.diff.tar", bytes),
+        # What is said of the compression counts for nothing: many a builder has it wrong.
+        (f"{OCI}.layer.v1.tar+gzip", zstandard.ZstdCompressor().compress),
+        (f"{OCI}.layer.v1.tar+zstd", gzipped),
+        (f"{OCI}.layer.v1.tar", gzipped),
     ],
 )
 async def test_kinds_of_layers(node: ImageNode, registry: FakeRegistry, layer_type: str, compress: Callable[[bytes], bytes]) -> None:
@@ -411,6 +417,27 @@ async def test_other_credentials_are_another_pull(node: ImageNode, registry: Fak
     for by in (name, node.images.resolve(name).digests[0]):  # nor because it is here already
         with pytest.raises(PermissionDenied):
             await node.images.pull(by, bad)
+
+
+async def test_credentials_are_written_nowhere(node: ImageNode, registry: FakeRegistry, capfd: pytest.CaptureFixture[str]) -> None:
+    """Not to the log, a metric, the ledger, a record or any other file, be it that the pull works or not."""
+    registry.add_image("app", [BASE], "v1")
+    secrets = Credentials(username="me", password="s3cret", identity_token="refr3sh")
+    registry.rule(Reply(200, b'{"token": "gr4nted"}'), path="/token")
+    registry.rule(demand(f'Bearer realm="http://{registry.domain}/token"', accept="Bearer gr4nted"))
+    await node.images.pull(f"{registry.domain}/app:v1", secrets)
+    registry.rules.clear()
+    registry.rule(demand(f'Bearer realm="http://{registry.domain}/token"', accept="Bearer gr4nted"))
+    registry.rule(lambda seen: Reply(403, json.dumps({"errors": [{"message": str(seen)}]}).encode()), path="/manifests/v2")
+    for name in ("app:v1", "app:v2"):
+        with pytest.raises(OrlopError):
+            await node.images.pull(f"{registry.domain}/{name}", secrets)
+    written = [path.read_bytes() for path in node.root.rglob("*") if path.is_file()]
+    shown = "".join(capfd.readouterr())
+    assert "image pulled" in shown
+    everything = b"".join([*written, shown.encode(), generate_latest(metrics.registry)])
+    for secret in (b"s3cret", b"refr3sh", b"gr4nted", basic(secrets).partition(" ")[2].encode()):
+        assert secret not in everything
 
 
 def hold_layers(registry: FakeRegistry) -> None:
