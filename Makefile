@@ -8,7 +8,7 @@ test: unit e2e     ## everything; as root on Debian 12 or newer
 unit: install      ## no root needed: unit tests, simulation, linters, types, import contracts, generated code
 	$(PYTEST) tests/unit
 
-e2e: install tools ## real shims, engines and CNI plugins, in namespaces that end with the run
+e2e: install tools ## real shims, engines and CNI plugins, in namespaces that end with the run; nodes with systemd in user-mode Linux
 	tests/e2e/enter $(PYTEST) tests/e2e
 
 lint: install

@@ -68,7 +68,7 @@ LOG_COPIER_PING = 10.0
 TEARDOWN_STEP = 30.0
 """One step of a teardown on the node itself: unmount, removal of a directory tree or a cgroup."""
 SYSTEMD = 30.0
-"""A slice started or stopped, a failed unit forgotten; systemd answers in milliseconds unless it reloads a large node's units."""
+"""A slice or service started or stopped; systemd answers in milliseconds unless it reloads a large node's units."""
 SNAPSHOT_USAGE = 60.0
 """One walk over what all containers have written."""
 STATS = 5.0

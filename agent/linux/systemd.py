@@ -1,8 +1,8 @@
-"""What the agent asks of systemd where that manages the cgroups: a pod's slice, a unit that holds the shims, a failed scope forgotten.
+"""What the agent asks of systemd where that manages the cgroups: a pod's slice, and a unit that holds the shims.
 
 Containers' own scopes are the engines' business, over D-Bus. What is here happens once per daemon, or for pods of clients that are
-no kubelet, so systemctl and systemd-run will do: they speak to process 1 directly where there is no bus (systemd(1)).
-Callers: `agent.pods.pod_cgroup`, `agent.daemon` (the shims' unit), `agent.runtime.v2.cleanup`.
+no kubelet, so systemctl and systemd-run will do: they speak to process 1 directly where there is no bus (systemctl(1)).
+Callers: `agent.pods.pod_cgroup`, `agent.daemon` (the shims' unit).
 """
 
 from __future__ import annotations
@@ -37,11 +37,6 @@ class Systemd:
     async def stop(self, unit: str) -> None:
         """End a unit, and with it every process in it. One that isn't there is no error. Raises Unavailable as `start_slice`."""
         await self._run("systemctl", "stop", "--quiet", unit, missing_ok=True)
-
-    async def forget_failed(self, unit: str) -> None:
-        """Have systemd forget a transient unit that failed: it keeps those until somebody says so. Raises Unavailable as `start_slice`."""
-        if await in_thread((self._transient / unit).exists):
-            await self._run("systemctl", "reset-failed", "--quiet", unit, missing_ok=True)
 
     async def delegate(self, unit: str) -> None:
         """Have a service without processes whose cgroup is ours to put cgroups into: systemd(1) leaves alone what is below it, and

@@ -16,7 +16,7 @@ from agent.errdefs import DeadlineExceeded, FailedPrecondition, OrlopError
 from agent.images.image import Image
 from agent.pods.context import Pods
 from agent.pods.sandbox import Pin
-from agent.pods.spec.linux import cgroups_path
+from agent.pods.spec.linux import cgroups_path, scope_properties
 from agent.runtime.v2.task import CreateTask
 from agent.store.kinds import Kind
 from agent.store.ledger import Intent
@@ -127,7 +127,7 @@ def _spec(
             {"destination": "/proc", "type": "proc", "source": "proc", "options": ["nosuid", "noexec", "nodev"]},
             {"destination": "/dev", "type": "tmpfs", "source": "tmpfs", "options": ["nosuid", "strictatime", "mode=755", "size=65536k"]},
         ],
-        "annotations": annotations,
+        "annotations": {**annotations, **scope_properties(handler)},
         "linux": {
             "cgroupsPath": cgroups_path,
             "namespaces": namespaces,

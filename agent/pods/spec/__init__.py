@@ -49,4 +49,5 @@ def _annotations(inputs: SpecInputs) -> dict[str, str]:
         "io.kubernetes.cri.sandbox-namespace": metadata.namespace,
         "io.kubernetes.cri.sandbox-uid": metadata.uid,
         "io.kubernetes.cri.image-name": inputs.config.image.user_specified_image or inputs.config.image.image,
+        **linux.scope_properties(inputs.handler),
     }

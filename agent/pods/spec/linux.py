@@ -69,6 +69,14 @@ def cgroups_path(parent: str, task_id: str, handler: RuntimeHandler) -> str:
     return f"{parent.rstrip('/')}/{task_id}"
 
 
+def scope_properties(handler: RuntimeHandler) -> dict[str, str]:
+    """Annotations by which runc and crun set properties of the container's scope (their `org.systemd.property.*`, in GVariant's text
+    form). Without this one systemd would keep a scope that failed (an init that died while it was made, an OOM) until somebody
+    resets it, thousands on a node that runs for months (runc#4040).
+    """
+    return {"org.systemd.property.CollectMode": "'inactive-or-failed'"} if handler.systemd_cgroup else {}
+
+
 def resources(wanted: cri.LinuxContainerResources, facts: NodeFacts, field: str) -> dict[str, Any]:
     """CPU, memory, huge pages and v2's `unified`, for create and update; zero means: not set. Raises InvalidArgument, naming `field`."""
     made: dict[str, Any] = {}

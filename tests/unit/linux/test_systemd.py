@@ -53,15 +53,6 @@ async def test_a_unit_that_is_not_there_is_stopped(systemd: Systemd, tmp_path: P
         await systemd.start_slice("a.slice")
 
 
-async def test_only_a_unit_that_systemd_knows_is_forgotten(systemd: Systemd, tmp_path: Path) -> None:
-    tool(tmp_path, "systemctl")
-    await systemd.forget_failed("a.scope")
-    assert calls(tmp_path) == []
-    (tmp_path / "transient/a.scope").touch()
-    await systemd.forget_failed("a.scope")
-    assert calls(tmp_path) == ["systemctl reset-failed --quiet a.scope"]
-
-
 async def test_a_delegated_unit_is_made_once(systemd: Systemd, tmp_path: Path) -> None:
     tool(tmp_path, "systemd-run", f"touch {tmp_path}/transient/shims.service")
     await systemd.delegate("shims.service")

@@ -279,6 +279,10 @@ class TestWhole:
         assert "sysctl" not in made["linux"]
         assert "rootfsPropagation" not in made["linux"]
 
+    async def test_a_scope_that_fails_is_not_kept_by_systemd(self) -> None:
+        made = await spec.build(inputs(handler=RuntimeHandler("crun", systemd_cgroup=True)))
+        assert made["annotations"]["org.systemd.property.CollectMode"] == "'inactive-or-failed'"
+
     async def test_what_the_mounts_need_of_the_rootfs_is_said(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(spec.mounts, "plan", lambda _: spec.mounts.MountPlan([], "rslave"))
         assert (await spec.build(inputs()))["linux"]["rootfsPropagation"] == "rslave"
