@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import socket
 import ssl
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
@@ -17,10 +18,12 @@ from importlib.metadata import version
 from urllib.parse import unquote, urljoin, urlsplit
 
 import aiohttp
+from aiohttp.abc import AbstractResolver, ResolveResult
 from yarl import URL
 
 from agent import timeouts
 from agent.errdefs import FailedPrecondition, InvalidArgument, Unknown
+from agent.linux.throwaway import in_own_thread
 from agent.registry.messages import CHUNK, NotTLS, RegistryUnavailable, Request, Transient, Unreachable
 from agent.registry.proxies import Proxies
 
@@ -78,6 +81,21 @@ class Answer:
             return await self._response.content.read(CHUNK)
 
 
+class _Resolver(AbstractResolver):
+    """Looks names up in threads of their own. The C library waits for a dead name server for minutes, whoever has given up meanwhile;
+    in the daemon's common threads some pulls would come to hold up all else."""
+
+    async def resolve(self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET) -> list[ResolveResult]:
+        found = await in_own_thread(socket.getaddrinfo, host, port, family, socket.SOCK_STREAM, 0, socket.AI_ADDRCONFIG)
+        return [
+            ResolveResult(hostname=host, host=str(address[0]), port=port, family=kind, proto=protocol, flags=socket.AI_NUMERICHOST)
+            for kind, _, protocol, _, address in found
+        ]
+
+    async def close(self) -> None:
+        """There is nothing to close."""
+
+
 class Transport:
     """HTTP for one pull. `async with` it."""
 
@@ -86,7 +104,7 @@ class Transport:
 
     async def __aenter__(self) -> Transport:
         self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0),  # the pull has its own limits, and a proxy is one host
+            connector=aiohttp.TCPConnector(limit=0, resolver=_Resolver()),  # the pull has its own limits, and a proxy is one host
             cookie_jar=aiohttp.DummyCookieJar(),
             auto_decompress=False,
             read_bufsize=CHUNK,

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import socket
+import threading
 from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from agent import timeouts
+from agent.aio import in_thread
 from agent.errdefs import Unavailable, Unknown
 from agent.registry import Repository
 from tests.images import digest
@@ -118,3 +122,37 @@ async def test_headers_without_end(client: Client) -> None:
         async with client.open("reg.test") as repository:
             with pytest.raises(Unknown, match="not HTTP"):
                 await manifest(repository)
+
+
+async def test_a_name_server_that_is_silent(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It takes none of the threads that the rest of the daemon works with."""
+    answered = threading.Event()
+
+    def wait(*_: object) -> None:
+        answered.wait()
+        raise socket.gaierror("too late")
+
+    monkeypatch.setattr(socket, "getaddrinfo", wait)
+    asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(1))
+    client.hosts('server = "http://reg.test"\ndial_timeout = "10ms"')
+    async with client.open("reg.test") as repository:
+        with pytest.raises(Unavailable, match=r"http://reg\.test can't be reached: there is no connection within its dial_timeout"):
+            await resolve(repository)
+    assert await in_thread(lambda: "works")
+    answered.set()
+
+
+async def test_a_name_that_is_none(client: Client, registry: FakeRegistry, monkeypatch: pytest.MonkeyPatch) -> None:
+    def look_up(name: str, port: int, *_: object) -> object:
+        if name != "known.test":
+            raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", port))]
+
+    monkeypatch.setattr(socket, "getaddrinfo", look_up)
+    client.hosts(f'server = "http://known.test:{registry.port}"\n[host."http://unknown.test"]')
+    async with client.open("reg.test") as repository:
+        assert await resolve(repository) == digest(DOCUMENT)
+    client.hosts('server = "http://unknown.test"')
+    async with client.open("reg.test") as repository:
+        with pytest.raises(Unavailable, match=r"http://unknown\.test can't be reached: .*not known"):
+            await resolve(repository)
