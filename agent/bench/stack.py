@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import socket
 import struct
+from collections import Counter
 from collections.abc import Collection
 from contextlib import suppress
 from dataclasses import dataclass
@@ -27,7 +28,10 @@ _CONNECT_BUDGET = 5.0
 
 @dataclass(frozen=True)
 class Memory:
-    """Proportional set sizes, in bytes: a page that n processes share counts 1/n for each."""
+    """Bytes in memory, as if nothing else were on the machine: anonymous pages, and the pages of each mapped file once.
+
+    Not proportional set sizes: a runtime that shares libraries with somebody, with `orlop bench` even, would seem to be smaller.
+    """
 
     daemon: int
     """The daemon and its helpers: all of the stack but the shims."""
@@ -72,14 +76,10 @@ class Stack:
         await in_thread(self._check, sandbox)
 
     def _memory(self) -> Memory:
-        shims = daemon = 0
+        daemon, shims = _Pages(), _Pages()
         for process in self._members():
-            size = proportional_set_size(self._proc, process.pid)
-            if _is_shim(process):
-                shims += size
-            else:
-                daemon += size
-        return Memory(daemon, shims)
+            (shims if _is_shim(process) else daemon).add(self._proc, process.pid)
+        return Memory(daemon.size(), shims.size())
 
     def _daemon_cpu(self) -> float:
         fields = files.read(f"{self._proc}/{listener(self._path)}/stat").rpartition(b")")[2].split()
@@ -163,15 +163,40 @@ def descendants(processes: Collection[ProcessInfo], top: int) -> set[int]:
     return found
 
 
-def proportional_set_size(proc: Path, pid: int) -> int:
-    """In bytes; 0 if the process has ended. Raises FailedPrecondition: not for us to see."""
-    try:
-        text = files.read(f"{proc}/{pid}/smaps_rollup")
-    except (FileNotFoundError, ProcessLookupError):
-        return 0
-    except PermissionError as error:
-        raise FailedPrecondition(f"/proc/{pid}/smaps_rollup: {error.strerror}; `orlop bench` measures memory as root only") from error
-    return sum(int(line.split()[1]) << 10 for line in text.splitlines() if line.startswith(b"Pss:"))
+class _Pages:
+    """What some processes have in memory, together."""
+
+    def __init__(self) -> None:
+        self._anonymous = 0
+        self._files: dict[bytes, int] = {}
+        """By device and inode: the most that one of the processes has of it."""
+
+    def add(self, proc: Path, pid: int) -> None:
+        """One that has ended has nothing. Raises FailedPrecondition: not for us to see."""
+        try:
+            text = files.read(f"{proc}/{pid}/smaps")
+        except (FileNotFoundError, ProcessLookupError):
+            return
+        except PermissionError as error:
+            raise FailedPrecondition(f"/proc/{pid}/smaps: {error.strerror}; `orlop bench` measures memory as root only") from error
+        of_files: Counter[bytes] = Counter()
+        file = b""
+        for line in text.splitlines():
+            name, *values = line.split()
+            if not name.endswith(b":"):  # the beginning of a mapping: ADDRESSES MODE OFFSET DEVICE INODE PATH (proc_pid_smaps(5))
+                file = b" ".join(values[2:4]) if values[3] != b"0" else b""
+            elif name == b"Pss:" and not file:
+                self._anonymous += int(values[0]) << 10
+            elif name == b"Rss:" and file:
+                of_files[file] += int(values[0]) << 10
+            elif name == b"Anonymous:" and file:  # pages of a file that the process has changed are its own
+                of_files[file] -= int(values[0]) << 10
+                self._anonymous += int(values[0]) << 10
+        for file, size in of_files.items():
+            self._files[file] = max(self._files.get(file, 0), size)
+
+    def size(self) -> int:
+        return self._anonymous + sum(self._files.values())
 
 
 def cpu_usage(directory: Path) -> float:

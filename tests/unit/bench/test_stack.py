@@ -33,7 +33,13 @@ class Tree:
         (home / "stat").write_text(f"{pid} ({name}) {' '.join(fields)}\n")
         (home / "cmdline").write_text("\0".join([name, *argv.split()]) + "\0")
         (home / "cgroup").write_text(f"3:cpu,cpuacct:{cgroup}\n1:name=systemd:/elsewhere\n0::/elsewhere\n")
-        (home / "smaps_rollup").write_text(f"00-ff ---p 0 0:0 0 [rollup]\nRss: 99999 kB\nPss:     {pss} kB\nPss_Anon: 5 kB\n")
+        self.mapping(pid, "00:00 0", pss=pss)
+
+    def mapping(self, pid: int, file: str, *, rss: int = 99999, pss: int = 88888, anonymous: int = 0) -> None:
+        """Of a file, by device and inode; sizes in KiB."""
+        with (self.proc / str(pid) / "smaps").open("a") as smaps:
+            smaps.write(f"7f0000-7fffff r--p 00000000 {file}      /some file\nSize:  1 kB\nRss:  {rss} kB\nPss:   {pss} kB\n")
+            smaps.write(f"Pss_Dirty: 7 kB\nAnonymous:   {anonymous} kB\nVmFlags: rd mr mw me\n")
 
     def v1(self, path: str, nanoseconds: int) -> None:
         directory = self.cgroups / "cpu,cpuacct" / path
@@ -89,10 +95,21 @@ class TestMemory:
         tree.process(100005, "sleep", "/pods/a", ppid=100004, pss=4)
         assert await at(tree, path).memory() == stack.Memory(daemon=1200 << 10, shims=90 << 10)
 
+    async def test_files_count_once_and_whoever_else_has_them(self, tree: Tree, path: str) -> None:
+        tree.process(ME, "daemon", "/", pss=100)
+        tree.process(100001, "copier", "/", ppid=ME, pss=10)
+        tree.process(100002, "containerd-shim", "/", ppid=ME, pss=1)
+        tree.mapping(ME, "fe:00 1234", rss=3000, pss=20)
+        tree.mapping(ME, "fe:00 1234", rss=500, pss=20, anonymous=200)
+        tree.mapping(100001, "fe:00 1234", rss=2000, pss=20)
+        tree.mapping(100001, "fe:00 99", rss=40, pss=20)
+        tree.mapping(100002, "fe:00 1234", rss=7, pss=1)
+        assert await at(tree, path).memory() == stack.Memory(daemon=(110 + 200 + 3300 + 40) << 10, shims=8 << 10)
+
     async def test_a_process_that_ends_meanwhile_weighs_nothing(self, tree: Tree, path: str) -> None:
         tree.process(ME, "daemon", "/", pss=1000)
         tree.process(100001, "copier", "/", ppid=ME)
-        (tree.proc / "100001/smaps_rollup").unlink()
+        (tree.proc / "100001/smaps").unlink()
         assert (await at(tree, path).memory()).daemon == 1000 << 10
 
 
