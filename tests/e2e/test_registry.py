@@ -292,3 +292,26 @@ def test_a_full_disk_in_the_middle_of_a_layer(daemon: Daemon, registry: DockerRe
         daemon.stop()
     finally:
         subprocess.run(["umount", "--lazy", daemon.root], check=True)
+
+
+def test_a_pull_that_the_disk_had_not_seen_when_the_machine_stopped(daemon: Daemon, registry: DockerRegistry, tmp_path: Path) -> None:
+    """It is pulled again; what was imported is there, since nobody else may have it. And a daemon that dies alone loses nothing."""
+    registry.push_image("app", LAYERS, "v1")
+    daemon.orlop("image", "import", busybox_image(tmp_path / "busybox.tar", "orlop.test/busybox:1"))
+    name = f"{registry.address}/app:v1"
+    ref = pull(daemon.client, name)
+    daemon.kill9()
+    daemon.start()
+    assert len(listed(daemon.client)) == 2
+    daemon.kill9()
+    (tmp_path / "boot_id").write_text("another\n")
+    subprocess.run(["mount", "--bind", tmp_path / "boot_id", "/proc/sys/kernel/random/boot_id"], check=True)
+    try:
+        daemon.start()
+        (image,) = listed(daemon.client)
+        assert list(image.repo_tags) == ["orlop.test/busybox:1"]
+        assert "the machine stopped before it was on disk" in daemon.log.read_text()
+        assert pull(daemon.client, name) == ref
+        daemon.stop()
+    finally:
+        subprocess.run(["umount", "/proc/sys/kernel/random/boot_id"], check=True)
