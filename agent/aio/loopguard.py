@@ -48,7 +48,7 @@ _AUDITED = frozenset({
     "fcntl.flock", "fcntl.lockf", "socket.getaddrinfo", "socket.gethostbyname", "socket.gethostbyaddr", "sqlite3.connect",
 })  # fmt: skip
 _WRAPPED = {
-    "os": ("fsync", "fdatasync", "sync", "statvfs"),
+    "os": ("fsync", "fdatasync", "sync", "statvfs", "waitid"),
     "time": ("sleep",),
     "agent.linux.libc": ("mount", "umount2", "syncfs", "unshare", "setns"),
 }

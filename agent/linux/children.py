@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
+from agent.aio import in_thread
 from agent.linux import cgroupfs, files
 from agent.linux.procfs import Identity, parse_stat
 
@@ -137,6 +138,7 @@ class Child:
         self.identity = identity
         self.pidfd = pidfd
         self._popen = popen
+        self._reaping = False
         self._outputs = [_Output(pipe) for pipe in (popen.stdout, popen.stderr) if pipe is not None]
 
     async def exchange(self, stdin: bytes) -> tuple[bytes, ...]:
@@ -155,7 +157,8 @@ class Child:
 
     @property
     def released(self) -> bool:
-        return self.pidfd < 0
+        """Whether it isn't ours any more, or won't be in a moment."""
+        return self.pidfd < 0 or self._reaping
 
     def kill(self) -> None:
         """SIGKILL to the process group of a child that isn't released: until it is reaped, the number is its own."""
@@ -163,19 +166,26 @@ class Child:
             os.killpg(self.identity.pid, signal.SIGKILL)
 
     async def reaped(self) -> int:
-        """Wait for the exit, then `reap()`; if that is cancelled the child lives on without us."""
+        """Wait for the exit, then `reap()`; if the waiting is cancelled the child lives on without us."""
         try:
             await readable(self.pidfd)
-            return self.reap()
-        finally:
+        except BaseException:
             self.release()
+            raise
+        return await self.reap()
 
-    def reap(self) -> int:
+    async def reap(self) -> int:
         """The status of the child, which has exited, as `Completed.returncode`. Its pidfd and pipes are closed.
+
+        In a thread: of a CNI plugin, whose threads were in other network namespaces, the kernel may take 20 ms to bury it.
 
         Raises:
             ChildProcessError: somebody else reaped it, or SIGCHLD is ignored; Popen would call that a success.
         """
+        self._reaping = True
+        return await in_thread(self._reap)
+
+    def _reap(self) -> int:
         try:
             result = os.waitid(os.P_PIDFD, self.pidfd, os.WEXITED)
             assert result is not None  # that is an answer to WNOHANG only

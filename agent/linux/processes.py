@@ -145,7 +145,8 @@ class Processes:
         child = await self._spawned(command, piped=True)
         try:
             stdout, stderr = await child.exchange(command.stdin)
-            return Completed(child.reap(), stdout, stderr)
+            status = await self._supervisor.detached(child.reap(), name=f"reap {command}")
+            return Completed(status, stdout, stderr)
         except BaseException:
             await self._killed(child)
             raise

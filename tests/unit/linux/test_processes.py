@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import subprocess
+import threading
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -202,6 +204,25 @@ async def test_a_started_child_is_held_waited_for_and_reaped(processes: Processe
     while processes._supervisor._tasks:
         await asyncio.sleep(0.005)
     assert reaped(process.pid)
+
+
+async def test_children_are_buried_off_the_loop(processes: Processes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It takes the kernel up to 20 ms when threads of the child have been in other network namespaces, as a CNI plugin's have."""
+    real, threads = os.waitid, []
+
+    def waitid(*arguments: int) -> os.waitid_result | None:
+        threads.append(threading.current_thread())
+        return real(*arguments)
+
+    monkeypatch.setattr(os, "waitid", waitid)
+    await processes.run(shell("true"))
+    with contextlib.suppress(DeadlineExceeded):
+        await processes.run(shell("exec sleep 1000", budget=0.05))
+    (await processes.start(shell("true"))).close()
+    while processes._supervisor._tasks:
+        await asyncio.sleep(0.005)
+    assert len(threads) == 3
+    assert threading.current_thread() not in threads
 
 
 async def test_a_started_child_outlives_stop(processes: Processes) -> None:
