@@ -81,6 +81,8 @@ REGISTRY_DIAL = 30.0
 """Connecting to a registry, the TLS handshake included (containerd's value); `dial_timeout` in a hosts.toml goes before."""
 REGISTRY_ANSWER = 30.0
 """From a request to the headers of its answer."""
+REGISTRY_RETRY = 60.0
+"""No further attempt at a request to a registry begins so long after the first: whoever waits for the pull shall hear of a dead one."""
 PULL_SILENCE = 60.0
 """A download that sends nothing for so long is broken off and resumed."""
 PULL_PROGRESS = 300.0

@@ -239,10 +239,13 @@ class Repository:
         raise AssertionError("there is a last one")
 
     async def _retrying(self, retries: int, attempt: Callable[[], Awaitable[T]]) -> T:
+        deadline = asyncio.get_running_loop().time() + timeouts.REGISTRY_RETRY
         for failures in range(1, retries + 1):
             try:
                 return await attempt()
             except Transient as error:
+                if asyncio.get_running_loop().time() > deadline:
+                    raise
                 await self._pause(failures, error)
         return await attempt()
 

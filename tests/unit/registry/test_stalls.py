@@ -68,6 +68,15 @@ async def test_silence(
     assert len(client.pauses) == 4  # tried again as often as anything that may pass
 
 
+async def test_a_dead_registry_is_told_of_after_a_while(client: Client, registry: FakeRegistry, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(timeouts, "REGISTRY_RETRY", 0.0)
+    registry.rule(SILENT)
+    async with client.open(registry) as repository:
+        with pytest.raises(Unavailable):
+            await resolve(repository)
+    assert len(registry.seen) == 1  # and not 5
+
+
 @pytest.mark.parametrize("tls", [True, False])
 async def test_a_host_that_takes_connections_and_nothing_else(client: Client, tls: bool) -> None:
     async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
