@@ -86,8 +86,7 @@ class Capture:
     def _acquire(self) -> None:
         """Runs in a thread, and to its end even if `open` was cancelled and `close` is through."""
         try:
-            fifos.make(self._directory, False)
-            readers = fifos.open_for_reading(self._directory, False)
+            readers = fifos.make_and_open(self._directory, False)
         except OSError:
             fifos.remove(self._directory)
             raise

@@ -212,8 +212,7 @@ class LogCopier:
             if known is None or not known.confirmed:
                 await failpoints.hit("logs.open.fifos")
                 try:
-                    await in_thread(fifos.make, directory, terminal)
-                    container = await self._hold(container_id, log_path, terminal)
+                    container = await self._hold(container_id, log_path, terminal, fifos.make_and_open)
                     await failpoints.hit("logs.open.send")
                     await self._send(container, strict=True)
                 except Exception:
@@ -225,15 +224,17 @@ class LogCopier:
         directory = self._io / validate(container_id, "container id")
         async with self._locks.hold(container_id):
             try:
-                container = await self._hold(container_id, log_path, terminal)
+                container = await self._hold(container_id, log_path, terminal, fifos.open_for_reading)
             except FileNotFoundError as error:
                 raise errdefs.NotFound(f"the FIFOs of container {container_id} are gone ({error.filename}): its log ends here") from error
             await self._send(container, strict=False)
         return fifos.stdio(directory, terminal)
 
-    async def _hold(self, container_id: str, log_path: Path | None, terminal: bool) -> _Container:
+    async def _hold(
+        self, container_id: str, log_path: Path | None, terminal: bool, opened: Callable[[Path, bool], dict[str, int]]
+    ) -> _Container:
         if container_id not in self._containers:
-            descriptors = await in_thread(fifos.open_for_reading, self._io / container_id, terminal)
+            descriptors = await in_thread(opened, self._io / container_id, terminal)
             self._containers[container_id] = _Container(container_id, log_path, descriptors)
         return self._containers[container_id]
 

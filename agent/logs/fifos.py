@@ -53,6 +53,12 @@ def open_for_reading(directory: Path, terminal: bool) -> dict[str, int]:
     return descriptors
 
 
+def make_and_open(directory: Path, terminal: bool) -> dict[str, int]:
+    """`make`, then `open_for_reading`."""
+    make(directory, terminal)
+    return open_for_reading(directory, terminal)
+
+
 def close(descriptors: dict[str, int]) -> None:
     """Close the read ends, each once."""
     while descriptors:

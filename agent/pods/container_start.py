@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 from agent import failpoints, log
+from agent.aio import together
 from agent.errdefs import FailedPrecondition, OrlopError
 from agent.events import Exit
 from agent.pods.container import REASON_START_ERROR, START_ERROR_STATUS, ContainerEvent, ContainerState
@@ -24,6 +25,7 @@ from agent.store.ledger import Intent, State
 from cri.api import api_pb2 as cri
 
 _log = log.get("pods")
+_OF_A_START = (Kind.FIFO, Kind.LOG, Kind.TASK)
 
 
 async def start_container(pods: Pods, request: cri.StartContainerRequest) -> cri.StartContainerResponse:
@@ -47,8 +49,14 @@ async def _start(pods: Pods, sandbox: Sandbox, live: Container) -> None:
         async with pods.locks.hold(container_id):
             if live.removing or container_id not in pods.registry.containers or not _has_rootfs(pods, container_id):
                 raise FailedPrecondition(f"container {container_id} is being removed")
-            await pods.registry.containers.update(live, live.record.after(ContainerEvent.START))
+            starting = live.record.after(ContainerEvent.START)
             try:
+                await together(
+                    pods.registry.containers.update(live, starting),
+                    pods.ledger.intend(
+                        *(Intent(kind, container_id, sandbox=sandbox.record.id, container=container_id) for kind in _OF_A_START)
+                    ),
+                )
                 await _run_task(pods, sandbox, live)
             except Exception as error:
                 await _end_task(pods, sandbox, container_id, error)
@@ -82,13 +90,9 @@ async def _end_task(pods: Pods, sandbox: Sandbox, container_id: str, cause: Exce
 async def _run_task(pods: Pods, sandbox: Sandbox, live: Container) -> None:
     record, handler = live.record, pods.handler(sandbox.record.handler)
     pid_namespace(pods, sandbox, record.config)  # asked again: its process may have ended since the create, the number be a stranger's
-    await pods.ledger.intend(
-        *(Intent(kind, record.id, sandbox=sandbox.record.id, container=record.id) for kind in (Kind.FIFO, Kind.LOG, Kind.TASK))
-    )
     await failpoints.hit("pods.container_start.stdio")
     stdio = await pods.logs.open(record.id, Path(record.log_path) if record.log_path else None, record.config.tty)
-    await pods.ledger.hold(Kind.FIFO, record.id)
-    await pods.ledger.hold(Kind.LOG, record.id)
+    await together(pods.ledger.hold(Kind.FIFO, record.id), pods.ledger.hold(Kind.LOG, record.id))
     await failpoints.hit("pods.container_start.create")
     insist_on_ready(sandbox)
     task = await pods.tasks.create(

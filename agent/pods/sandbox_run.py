@@ -156,14 +156,7 @@ async def _plan(pods: Pods, sandbox_id: str, config: cri.PodSandboxConfig, handl
 
 
 async def _acquire(pods: Pods, plan: Plan) -> SandboxRecord:
-    await failpoints.hit("pods.sandbox_run.directory")
-    await in_thread(sandbox_files.write, plan.directory, plan.config)
-    await pods.ledger.hold(Kind.SANDBOX_DIR, str(plan.directory))
-    if plan.makes_cgroup:
-        await failpoints.hit("pods.sandbox_run.cgroup")
-        await pod_cgroup.make(pods, plan.cgroup_parent)
-        await pods.ledger.hold(Kind.CGROUP, plan.cgroup_parent)
-    pins = await _pin_namespaces(pods, plan)
+    _, _, pins = await together(_make_directory(pods, plan), _make_cgroup(pods, plan), _pin_namespaces(pods, plan))
     _, ips, pid = await together(_mount_shm(pods, plan), _attach(pods, plan), _start_shim(pods, plan, pins))
     return SandboxRecord(
         id=plan.id,
@@ -179,14 +172,26 @@ async def _acquire(pods: Pods, plan: Plan) -> SandboxRecord:
     )
 
 
+async def _make_directory(pods: Pods, plan: Plan) -> None:
+    await failpoints.hit("pods.sandbox_run.directory")
+    await in_thread(sandbox_files.write, plan.directory, plan.config)
+    await pods.ledger.hold(Kind.SANDBOX_DIR, str(plan.directory))
+
+
+async def _make_cgroup(pods: Pods, plan: Plan) -> None:
+    if plan.makes_cgroup:
+        await failpoints.hit("pods.sandbox_run.cgroup")
+        await pod_cgroup.make(pods, plan.cgroup_parent)
+        await pods.ledger.hold(Kind.CGROUP, plan.cgroup_parent)
+
+
 async def _pin_namespaces(pods: Pods, plan: Plan) -> dict[str, Pin]:
     if not plan.pins:
         return {}
     await failpoints.hit("pods.sandbox_run.namespaces")
     with _telling_of(plan.sysctls.at_creation):
         inodes = await pods.namespaces.create(plan.pins, hostname=plan.config.hostname, sysctls=plan.sysctls.at_creation)
-    for kind, path in plan.pins.items():
-        await pods.ledger.hold(_PIN_KINDS[kind], str(path), {"inode": inodes[kind]})
+    await together(*(pods.ledger.hold(_PIN_KINDS[kind], str(path), {"inode": inodes[kind]}) for kind, path in plan.pins.items()))
     return {_NAMESPACE_TYPES[kind]: Pin(str(path), inodes[kind]) for kind, path in plan.pins.items()}
 
 

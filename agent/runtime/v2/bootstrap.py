@@ -19,7 +19,8 @@ from agent.errdefs import Internal, NotFound
 
 MAX_VERSION = 3
 _ADDRESS_STARTS = (b"unix://", b"vsock://", b"hvsock://", b"/")
-_JSON_FILE = "bootstrap.json"
+FILE = "bootstrap.json"
+"""Its name in a bundle."""
 _ADDRESS_FILE = "address"
 
 
@@ -81,7 +82,7 @@ def read(bundle: Path) -> Bootstrap:
         NotFound: the bundle has neither.
         Internal: neither says anything useful.
     """
-    for name in (_JSON_FILE, _ADDRESS_FILE):
+    for name in (FILE, _ADDRESS_FILE):
         try:
             return parse((bundle / name).read_bytes())
         except FileNotFoundError:
@@ -91,9 +92,9 @@ def read(bundle: Path) -> Bootstrap:
 
 def write(bundle: Path, bootstrap: Bootstrap) -> None:
     """Keep it in the bundle. Appears whole or not at all. Blocks."""
-    temporary = bundle / f".{_JSON_FILE}"
+    temporary = bundle / f".{FILE}"
     temporary.write_text(bootstrap.to_json())
-    os.replace(temporary, bundle / _JSON_FILE)
+    os.replace(temporary, bundle / FILE)
 
 
 def _from_json(text: bytes) -> Bootstrap:

@@ -63,8 +63,8 @@ class Bundles:
         validate(bundle_id, "id")
         return Bundle(bundle_id, self._bundles / bundle_id, self._work_dirs / bundle_id)
 
-    async def create(self, bundle_id: str, spec: Mapping[str, Any]) -> Bundle:
-        """Make a bundle with this OCI spec, and its work dir. On failure nothing is left.
+    async def create(self, bundle_id: str, spec: Mapping[str, Any], files: Mapping[str, str] | None = None) -> Bundle:
+        """Make a bundle with this OCI spec, further small files by name, and its work dir. On failure nothing is left.
 
         Raises:
             AlreadyExists: it is there already.
@@ -72,7 +72,7 @@ class Bundles:
         """
         bundle = self.at(bundle_id)
         await failpoints.hit("runtime.bundle.create")
-        await in_thread(_create, bundle, spec)
+        await in_thread(_create, bundle, spec, files or {})
         return bundle
 
     async def exists(self, bundle: Bundle) -> bool:
@@ -110,7 +110,7 @@ class Bundles:
         return await in_thread(_names, self._work_dirs)
 
 
-def _create(bundle: Bundle, spec: Mapping[str, Any]) -> None:
+def _create(bundle: Bundle, spec: Mapping[str, Any], files: Mapping[str, str]) -> None:
     _make_parent(bundle.path.parent)
     _make_parent(bundle.work_dir.parent)
     try:
@@ -125,7 +125,8 @@ def _create(bundle: Bundle, spec: Mapping[str, Any]) -> None:
         _remove_tree(bundle.work_dir)
         bundle.work_dir.mkdir(mode=0o711)
         (bundle.path / "work").symlink_to(bundle.work_dir)
-        (bundle.path / "config.json").write_text(json.dumps(spec))
+        for name, text in {"config.json": json.dumps(spec), **files}.items():
+            (bundle.path / name).write_text(text)
     except BaseException:
         shutil.rmtree(bundle.path, ignore_errors=True)
         shutil.rmtree(bundle.work_dir, ignore_errors=True)

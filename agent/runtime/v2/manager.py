@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from agent import failpoints, log, timeouts
-from agent.aio import KeyedLock, Supervisor, in_thread, within
+from agent.aio import KeyedLock, Supervisor, in_thread, together, within
 from agent.api.types.introspection_pb2 import RuntimeInfo
 from agent.config.handlers import RuntimeHandler
 from agent.errdefs import AlreadyExists, Closed, DeadlineExceeded, Internal, NotFound, OrlopError, Unavailable
@@ -185,15 +185,16 @@ class TaskManager:
         with self._gate(request.sandbox_id).enter():
             if request.id in self._tasks:
                 raise AlreadyExists(f"there is a task {request.id}")
-            binary = str(await shim_binary.resolve(request.handler))
             shim = await self._shim_to_join(request)
             joins = shim is not None
             if shim is None:
+                binary = str(await shim_binary.resolve(request.handler))
                 shim = self._new_shim(ShimRecord(request.id, request.sandbox_id, request.handler, pinned=False, binary=binary))
-            bundle = await self._bundles.create(request.id, _annotated(request))
-            task = self._tasks[request.id] = Task(self._task_record(request, shim.id, binary), bundle, shim, self._exchange)
+            bundle = await self._bundles.create(request.id, _annotated(request), _pointing_at(shim, request) if joins else None)
+            task = self._tasks[request.id] = Task(self._task_record(request, shim), bundle, shim, self._exchange)
             try:
-                await (self._join(task) if joins else self._launch_for(task))
+                if not joins:
+                    await self._launch_for(task)
                 await self._send_create(task, request)
             except Exception:
                 await cleanup.cleanup_failed_create(self._node, task)
@@ -323,12 +324,14 @@ class TaskManager:
         """Start the process, connect, hold, and keep watch over it. What a failure leaves is the caller's to clean up."""
         leaf = self._config.shim_leaf(shim.id)
         await failpoints.hit("runtime.shim.cgroup")
-        await self._node.cgroups.create(leaf)
-        shim.attach_log(await ShimLog.open(shim.id, shim.bundle.log))
+        await together(
+            self._node.cgroups.create(leaf),
+            self._open_log(shim),
+            self._bundles.write(shim.bundle, "shim-binary-path", shim.record.binary),
+        )
         started = await self._binaries.start(shim.record.binary, shim.bundle, options.of_handler(shim.record.handler, self._config), leaf)
         shim.record = shim.record.listening(started, None)
         await in_thread(bootstrap.write, shim.bundle.path, started)
-        await self._bundles.write(shim.bundle, "shim-binary-path", shim.record.binary)
         try:
             await shim.reach(timeouts.SHIM_DIAL)
         except (Closed, DeadlineExceeded, Unavailable) as error:
@@ -337,6 +340,9 @@ class TaskManager:
             await self._node.ledger.hold(Kind.SHIM, shim.id, shim.record.to_data())
         self._watchers.start(self._guard(shim), name=f"shim {shim.id}")
         _log.info("shim started", shim=shim.id, pid=shim.record.pid, version=shim.record.version, protocol=shim.record.protocol)
+
+    async def _open_log(self, shim: Shim) -> None:
+        shim.attach_log(await ShimLog.open(shim.id, shim.bundle.log))
 
     async def _launch_for(self, task: Task) -> None:
         """Run `start` for a task of a sandbox that isn't pinned. Where shims group, it may lead to the one that runs already."""
@@ -420,24 +426,18 @@ class TaskManager:
 
     # ---- how a task comes to be
 
-    def _task_record(self, request: CreateTask, shim_id: str, binary: str) -> TaskRecord:
+    def _task_record(self, request: CreateTask, shim: Shim) -> TaskRecord:
         runc = options.is_runc(request.handler)
         return TaskRecord(
             id=request.id,
             sandbox=request.sandbox_id,
-            shim=shim_id,
-            binary=binary,
+            shim=shim.id,
+            binary=shim.record.binary,
             engine=(request.handler.engine or "runc") if runc else "",
             engine_root=str(self._config.engine_root / self._config.namespace) if runc else "",
             systemd_cgroup=request.handler.systemd_cgroup,
             cgroup=cgroup_of(request.spec, request.id),
         )
-
-    async def _join(self, task: Task) -> None:
-        """As `start` would have done: the bundle says where the shim listens."""
-        await in_thread(bootstrap.write, task.bundle.path, task.shim.record.bootstrap)
-        await self._bundles.write(task.bundle, "sandbox", task.sandbox_id)
-        await self._bundles.write(task.bundle, "shim-binary-path", task.record.binary)
 
     async def _send_create(self, task: Task, request: CreateTask) -> None:
         intended = replace(task.record, create=True)
@@ -465,3 +465,9 @@ class TaskManager:
 def _annotated(request: CreateTask) -> dict[str, Any]:
     kind = "sandbox" if request.id == request.sandbox_id else "container"
     return {**request.spec, "annotations": {**request.spec.get("annotations", {}), _TYPE: kind, _SANDBOX: request.sandbox_id}}
+
+
+def _pointing_at(shim: Shim, request: CreateTask) -> dict[str, str]:
+    """What `start` would put into the bundle of a container that joins a shim: where that one listens."""
+    record = shim.record
+    return {bootstrap.FILE: record.bootstrap.to_json(), "sandbox": request.sandbox_id, "shim-binary-path": record.binary}
