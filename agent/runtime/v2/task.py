@@ -284,8 +284,9 @@ class Task:
         """
         process = self.execs.get(exec_id) or ExecProcess(self, exec_id)
         with suppress(NotFound, Closed):  # with its shim it has lost its container
-            with suppress(OrlopError):  # one that never ran can't be signalled; whether it is at its end, Delete tells
-                await process.kill(signal.SIGKILL)
+            if process.exited is None:
+                with suppress(OrlopError):  # one that never ran can't be signalled; whether it is at its end, Delete tells
+                    await process.kill(signal.SIGKILL)
             await process.delete()
 
     # ---- the end
