@@ -1,7 +1,9 @@
 PYTHON := .venv/bin/python
 PYTEST := $(PYTHON) -m pytest
 
-.PHONY: test unit e2e lint demo tools api install
+SEEDS ?= 0:100000
+
+.PHONY: test unit e2e simulate lint demo tools api install
 
 test: unit e2e     ## everything; as root on Debian 12 or newer
 
@@ -10,6 +12,9 @@ unit: install      ## no root needed: unit tests, simulation, linters, types, im
 
 e2e: install tools ## real shims, engines and CNI plugins, in namespaces that end with the run; nodes with systemd in user-mode Linux
 	tests/e2e/enter $(PYTEST) tests/e2e
+
+simulate: install  ## random schedules on simulated nodes, from SEEDS=FROM:COUNT, on all cores; SEEDS=N shows one
+	$(PYTHON) -m tests.unit.simulation $(SEEDS)
 
 lint: install
 	$(PYTEST) tests/unit/test_linters.py

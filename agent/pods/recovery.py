@@ -17,6 +17,7 @@ from agent import log
 from agent.aio import together
 from agent.errdefs import OrlopError
 from agent.events import UNKNOWN_STATUS, Exit
+from agent.pods import container_remove
 from agent.pods.container import REASON_START_ERROR, REASON_UNKNOWN, START_ERROR_STATUS, ContainerState
 from agent.pods.context import Pods
 from agent.pods.exits import check_task, drain_log, kill_and_wait, record_exit, release_task
@@ -43,6 +44,9 @@ async def recover(pods: Pods) -> None:
     starting = [live for live in pods.registry.containers if live.record.state is ContainerState.STARTING]
     for live in starting:  # each has its container's lock before a verb can
         pods.supervisor.start(_roll_back_start(pods, live), name=f"roll back of the start of {live.record.id}")
+    for live in pods.registry.containers:
+        if live.record.sandbox_id not in pods.registry.sandboxes:
+            pods.supervisor.start(_remove(pods, live), name=f"removal of {live.record.id}, whose sandbox is gone")
     running = [live for live in pods.registry.containers if live not in starting]
     await together(*(apart(f"container {live.record.id}", _recover_running(pods, live)) for live in running))
     leftover = [resource for resource in pods.ledger.all() if not _is_owned(pods, resource)]
@@ -100,6 +104,17 @@ async def _roll_back_start(pods: Pods, live: Container) -> None:
         message = "the runtime was restarted while the container started"
         await record_exit(pods, live, Exit(START_ERROR_STATUS, time.time_ns(), reason=REASON_START_ERROR, message=message))
     await release_task(pods, container_id)
+
+
+async def _remove(pods: Pods, live: Container) -> None:
+    """Its sandbox's record is lost (torn, or removed right before the crash), so no client could take it down with its pod."""
+    _log.error("a container without a sandbox is removed", container=live.record.id, sandbox=live.record.sandbox_id)
+    while live.record.id in pods.registry.containers:
+        try:
+            await container_remove.remove(pods, live)
+        except OrlopError as error:
+            _log.warning("not removed yet, tried again", container=live.record.id, error=str(error))
+            await asyncio.sleep(_RETRY)
 
 
 async def _recover_running(pods: Pods, live: Container) -> None:

@@ -188,8 +188,13 @@ async def _without_delete(node: Node, task: Task, error: OrlopError) -> None:
 
 
 async def _free_and_shut_down(node: Node, task: Task) -> None:
-    """In a shim that isn't pinned. One after the other, as Kata wants it, and the last one ends the shim."""
+    """In a shim that isn't pinned. One after the other, as Kata wants it, and the last one ends the shim.
+
+    So does the sandbox, in whose bundle the shim works: containers that it still has by then have no process, and can't be deleted.
+    """
     shim = task.shim
+    if task.id == shim.id and shim.tasks:
+        await _end_with_what_it_has(node, shim)
     async with node.locks.hold(_shim_key(shim)):
         if shim.tasks:
             await failure_of(_shutdown(node, shim))
@@ -257,11 +262,9 @@ async def _shutdown_shim(node: Node, shim: Shim) -> None:
         await _gate(node, shim)
     except DeadlineExceeded:
         await _after_dead_shim(node, shim, "its shim was killed, because a create did not end while the sandbox was being stopped")
-    if shim.tasks and all(task.ended for task in shim.tasks.values()):
-        await _after_dead_shim(node, shim, "")  # it can't delete them, and would not exit by itself
+    if shim.tasks:
+        await _end_with_what_it_has(node, shim)
     async with node.locks.hold(_shim_key(shim)):
-        if shim.tasks:
-            raise FailedPrecondition(f"{shim} still has tasks, which go first: {', '.join(shim.tasks)}")
         if shim.state not in (ShimState.DEAD, ShimState.CLEANED):
             await _end(node, shim)
         failures = Failures()
@@ -271,6 +274,17 @@ async def _shutdown_shim(node: Node, shim: Shim) -> None:
             await _shim_bundle(node, shim)
         failures.raise_first()
         shim.cleaned()
+
+
+async def _end_with_what_it_has(node: Node, shim: Shim) -> None:
+    """Of tasks without a process: it can't delete them, and would not exit by itself.
+
+    Raises:
+        FailedPrecondition: one has a process.
+    """
+    if not all(task.ended for task in shim.tasks.values()):
+        raise FailedPrecondition(f"{shim} still has tasks, which go first: {', '.join(shim.tasks)}")
+    await _after_dead_shim(node, shim, "")
 
 
 async def _end(node: Node, shim: Shim) -> None:

@@ -70,7 +70,10 @@ async def reach(node: Node, shim: Shim) -> bool:
     if identity is None or shim.process is None:
         return False
     await failpoints.hit("runtime.load.shim")
-    shim.attach_log(await ShimLog.open(shim.id, shim.bundle.log))  # before anything else: without a reader it hangs
+    try:
+        shim.attach_log(await ShimLog.open(shim.id, shim.bundle.log))  # before anything else: without a reader it hangs
+    except FileNotFoundError as error:
+        _log.warning("the bundle of a shim is gone: nobody can read its log", shim=shim.id, error=str(error))
     try:
         found = await in_thread(bootstrap.read, shim.bundle.path)
         shim.record = shim.record.listening(found, identity)

@@ -272,7 +272,7 @@ class Task:
         try:
             await self.shim.call("Exec", request, Empty)
         except BaseException:
-            del self.execs[exec_id]
+            self.execs.pop(exec_id, None)  # gone already if it was taken down meanwhile
             raise
         return made
 

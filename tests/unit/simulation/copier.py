@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 from agent.errdefs import Closed, NotFound
@@ -147,7 +146,3 @@ class SimLauncher:
         if copier.proc is None:
             copier.start()
         return CopierConnection(copier, self._life)
-
-
-def log_path(node: Node, name: str) -> Path:
-    return node.top / "logs" / name

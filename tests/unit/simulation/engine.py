@@ -44,6 +44,7 @@ class Container:
     started: bool = False
     ended: asyncio.Event = field(default_factory=asyncio.Event)
     mounts: list[MountPoint] = field(default_factory=list)
+    delete_tried: bool = False
     buried: bool = False
     """It was looked at once since its bundle has gone."""
 

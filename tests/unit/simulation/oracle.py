@@ -20,6 +20,7 @@ from agent.pods.registry import Container as LiveContainer
 from agent.pods.registry import Sandbox as LiveSandbox
 from agent.pods.sandbox import SandboxState
 from agent.pods.wire import element
+from agent.runtime.v2.bundle import Bundle
 from cri.api import api_pb2 as cri
 from tests.unit.simulation.daemon import Daemon
 from tests.unit.simulation.kernel import Proc
@@ -35,8 +36,10 @@ class Oracle:
         self.asked: set[str] = set()
         """Containers and sandboxes that a client has asked to be stopped or removed."""
         self.harmed: set[str] = set()
-        """Sandboxes whose shim was done something to, and containers whose processes were."""
+        """Sandboxes whose shim has dropped its connections, and containers whose processes can't be killed as others."""
         self.unpinned: set[Path] = set()
+        self.disturbed = False
+        """Something was made to fail: a shim that can't be replaced is tried again by the next create only."""
         self._exits: dict[str, tuple[int, int]] = {}
         self._told: Counter[tuple[str, str]] = Counter()
         self._node.on_kill = self._killed
@@ -70,7 +73,7 @@ class Oracle:
         for shim in self._world.shims.live():
             if shim.proc is proc:
                 pod = self._pod_of(shim.group)
-                healthy = not (proc.stopped or shim.hung or pod in self.harmed)
+                healthy = not (shim.hung or pod in self.harmed)  # one that is mute is not dead
                 if healthy and not self._may_end(pod):
                     self._node.broken(f"the shim of {pod} is killed, though it is well and nobody asked for it (12)")
                 return
@@ -80,6 +83,23 @@ class Oracle:
         served = any(container.id in shim.containers for shim in self._world.shims.live())
         if served and not self._may_end(container.sandbox):
             self._node.broken(f"the init of {container.id} is killed, though its shim lives and nobody asked for it (10)")
+
+    def bundle_goes(self, bundle: Bundle) -> None:
+        """The daemon is about to remove a bundle: is there nothing any more that needs it? (1)"""
+        for mount in self._node.kernel.mounts_below(bundle.path):
+            self._node.broken(f"the bundle of {bundle.id} is removed, though {mount.path} is mounted (1)")
+        for shim in self._world.shims.live():
+            if shim.bundle == bundle.path:
+                self._node.broken(f"the bundle of {bundle.id} is removed, though the shim that was started in it lives (2)")
+        container = self._world.engine.containers.get(bundle.id)
+        if container is None or container.bundle != bundle.path:
+            return
+        if processes := container.processes(self._node):
+            self._node.broken(f"the bundle of {bundle.id} is removed, though {processes} of it run (1)")
+        if container.state_dir is not None and container.state_dir.exists():
+            self._node.broken(f"the bundle of {bundle.id} is removed, though the engine has its state (1)")
+        if bundle.id in self._world.shims.deleting:
+            self._node.broken(f"the bundle of {bundle.id} is removed, while its `shim delete` runs (1)")
 
     def _pod_of(self, group: str) -> str:
         container = self._world.engine.containers.get(group)
@@ -202,7 +222,7 @@ class Oracle:
             yield from self._is_as_told(live)
         for sandbox in daemon.pods.registry.sandboxes:
             record = sandbox.record
-            if record.state is SandboxState.READY and not self._world.shims.of(record.id):
+            if record.state is SandboxState.READY and not self.disturbed and not self._world.shims.of(record.id):
                 yield f"sandbox {record.id} is ready, and has no shim (10)"
 
     def _is_as_told(self, live: LiveContainer) -> Iterator[str]:

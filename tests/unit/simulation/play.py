@@ -9,9 +9,10 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import Counter
-from collections.abc import Iterator, MutableMapping
+from collections.abc import Callable, Iterator, MutableMapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from agent.pods.container import ContainerState
 from agent.pods.registry import Container as LiveContainer
 from agent.pods.registry import Sandbox
 from agent.pods.sandbox import SandboxState
+from agent.runtime.v2 import bundle
 from cri.api import api_pb2 as cri
 from tests.unit.simulation.clock import DeadlockError, simulated
 from tests.unit.simulation.daemon import IMAGE, Daemon
@@ -74,6 +76,7 @@ class Player:
         self._calls: dict[asyncio.Task[Any], str] = {}
         self._attempts: Counter[int] = Counter()
         self._holders: list[Any] = []
+        self._harmed = False
         points.crash = world.crash
 
     async def play(self, schedule: Schedule) -> None:
@@ -112,8 +115,10 @@ class Player:
                     await self._world.bury()
                 await self._boot()
             case "failpoint":
+                self._oracle.disturbed |= op.how != "crash"
                 self._points.arm(op.text, op.how, int(op.number))  # type: ignore[arg-type]  # one of ACTIONS
             case "fault":
+                self._oracle.disturbed = True
                 self._node.arm(op.text, op.how)
             case "end":
                 self._init_ends(op)
@@ -232,6 +237,9 @@ class Player:
 
     # ---- what happens to the node
 
+    def bundle_goes(self, goes: bundle.Bundle) -> None:
+        self._oracle.bundle_goes(goes)
+
     def _init_ends(self, op: Op) -> None:
         """A container's main process ends by itself."""
         for container in self._containers(op):
@@ -264,9 +272,6 @@ class Player:
             case "kill shim" | "stop shim" | "continue shim" | "hang up":
                 shims = self._shims(op)
                 for shim in shims:
-                    self._oracle.harmed.add(shim.group)
-                    containers = list(shim.containers.values())
-                    self._oracle.harmed.update(each.sandbox for each in containers)
                     match op.what:
                         case "kill shim":
                             shim.proc.kill()
@@ -275,6 +280,7 @@ class Player:
                         case "continue shim":
                             shim.proc.go_on()
                         case _:
+                            self._oracle.harmed.update({shim.group, *(each.sandbox for each in shim.containers.values())})
                             shim.hang_up()
                 done = bool(shims)
             case "kill init":
@@ -318,6 +324,7 @@ class Player:
                 if jobs:
                     self._choices.choice(jobs).proc.kill()
                 done = bool(jobs)
+        self._harmed |= op.what not in ("fill disk", "empty disk")
         if done:
             node.hits[op.what] += 1
 
@@ -342,6 +349,10 @@ class Player:
 
     async def _end(self) -> None:
         """Everything is well again; after a while the kubelet removes all its pods; then nothing may be left."""
+        if self._world.disk.full and not self._oracle.disturbed and not self._harmed:
+            await self._remove_all(await self._boot())  # which needs no disk (11)
+            if self._found([f"left with a full disk: {thing} (11)" for thing in self._oracle.left()], "a full disk"):
+                return
         self._heal()
         if not self._world.crashes:
             self._world.crash()
@@ -350,9 +361,25 @@ class Player:
         await self._rest(daemon)
         if self._look("at rest"):
             return
-        if problems := list(self._oracle.at_rest(daemon)):
-            self._outcome.problems, self._outcome.at = problems, "at rest"
+        if self._found(list(self._oracle.at_rest(daemon)), "at rest"):
             return
+        await self._remove_all(daemon)
+        left = self._oracle.left()
+        left += [f"ledger {resource.id} {resource.state} {resource.error}" for resource in daemon.store.ledger.all()]
+        left += [f"listed {live.record.id}" for live in (*daemon.pods.registry.sandboxes, *daemon.pods.registry.containers)]
+        left += [f"call {verb}" for verb in self._calls.values()]
+        if self._look("the empty node") or self._found([f"left: {thing}" for thing in left], "the empty node"):
+            return
+        await daemon.stop()
+        self._look("the daemon's end")
+
+    def _found(self, problems: list[str], where: str) -> bool:
+        if problems and not self._outcome.problems:
+            self._outcome.problems, self._outcome.at = problems, where
+        return bool(problems)
+
+    async def _remove_all(self, daemon: Daemon) -> None:
+        """As the kubelet does, again and again, until there is nothing, or for a quarter of an hour."""
         deadline = self._world.loop.time() + _REST
         while self._world.loop.time() < deadline:
             sandboxes = list(daemon.pods.registry.sandboxes)
@@ -368,16 +395,6 @@ class Player:
             if not sandboxes and not daemon.store.ledger.all() and not self._node.jobs and not self._oracle.left():
                 break
             await asyncio.sleep(4)
-        left = self._oracle.left()
-        left += [f"ledger {resource.id} {resource.state} {resource.error}" for resource in daemon.store.ledger.all()]
-        left += [f"listed {live.record.id}" for live in (*daemon.pods.registry.sandboxes, *daemon.pods.registry.containers)]
-        left += [f"call {verb}" for verb in self._calls.values()]
-        if left or self._look("the empty node"):
-            self._outcome.problems = [f"left: {thing}" for thing in left] + self._outcome.problems
-            self._outcome.at = "the empty node"
-            return
-        await daemon.stop()
-        self._look("the daemon's end")
 
     async def _rest(self, daemon: Daemon) -> None:
         """Wait until nothing is under way any more, or for a minute."""
@@ -405,11 +422,13 @@ def play(seed: int, schedule: Schedule, directory: Path, *, verbose: bool = Fals
     choices = random.Random(f"play {seed}")
     top = directory / f"node-{seed}"
     points = Failpoints()
+    original = bundle._remove
     with simulated(seed) as loop, installed(points), _logs(outcome, verbose):
 
         async def work() -> None:
             world = World(loop, top, make_binaries(directory / "bin"), v2=choices.random() < 0.7)
             player = Player(world, points, outcome, choices)
+            bundle._remove = partial(_checked, player, original)
             try:
                 await player.play(schedule)
             except DeadlockError as error:
@@ -421,9 +440,15 @@ def play(seed: int, schedule: Schedule, directory: Path, *, verbose: bool = Fals
         try:
             loop.run_until_complete(work())
         finally:
+            bundle._remove = original
             remove(top)
     outcome.fired = points.fired
     return outcome
+
+
+def _checked(player: Player, original: Callable[[bundle.Bundle], None], goes: bundle.Bundle) -> None:
+    player.bundle_goes(goes)
+    original(goes)
 
 
 @contextmanager
@@ -434,7 +459,7 @@ def _logs(outcome: Outcome, verbose: bool) -> Iterator[None]:
     def keep(_: Any, level: str, event: MutableMapping[str, Any]) -> str:
         error = event.pop("exc_info", None)
         if event.get("event") in _MISTAKES and isinstance(error, BaseException) and not isinstance(error, OrlopError | OSError):
-            outcome.problems.append(f"{event}: {error!r}")
+            outcome.problems.append(f"{event['event']} {event.get('task', '')}: {error!r}")
         if verbose:
             outcome.trace.append(f"           {level}: {event}")
         raise structlog.DropEvent

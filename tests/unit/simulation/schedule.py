@@ -55,6 +55,28 @@ class Op(NamedTuple):
 
 Schedule = list[Op]
 
+_THEMES: dict[str, Schedule] = {
+    "cleanup.reap": [
+        Op("start", how="wait"), Op("fault", how="lies", text="shim delete"), Op("kill shim"), Op("pass", number=5.0),
+    ],
+    "cleanup.drop": [Op("start", how="wait"), Op("kill shim"), Op("pass", number=5.0)],
+    "cleanup.publish": [Op("start", how="wait"), Op("kill shim"), Op("pass", number=5.0)],
+    "cleanup.shim_delete": [Op("start", how="wait"), Op("kill shim"), Op("pass", number=5.0)],
+    "cleanup.socket": [Op("start", how="wait"), Op("kill shim"), Op("pass", number=5.0)],
+    "cleanup.gate": [Op("start", how="wait"), Op("stop pod", how="wait")],
+    "cleanup.shim_bundle": [Op("start", how="wait"), Op("stop pod", how="wait")],
+    "pods.container_stop.cgroup": [Op("start", how="wait"), Op("state D"), Op("stop", how="wait")],
+    "pods.exits.record": [Op("start", how="wait"), Op("end", number=3), Op("pass", number=1.0)],
+    "logs.capture.fifos": [Op("exec", how="wait")],
+    "pods.exec_sync.exec": [Op("exec", how="wait")],
+    "runtime.task.exec": [Op("exec", how="wait")],
+    "runtime.exec.start": [Op("exec", how="wait")],
+    "store.delete.commit": [Op("create", how="wait"), Op("remove", how="wait")],
+    "pods.container_start.start": [Op("start", how="wait")],
+    "pods.container_start.record": [Op("start", how="wait")],
+}  # fmt: skip
+"""What leads to failpoints that are seldom passed otherwise."""
+
 
 def generate(seed: int, length: int = 30) -> Schedule:
     """A schedule of 20 calls or more, and at least one crash."""
@@ -85,6 +107,16 @@ def generate(seed: int, length: int = 30) -> Schedule:
             schedule.append(Op("failpoint", how=choices.choice(actions), number=nth, text=choices.choice(simulated_names())))
         else:
             schedule.append(Op(choices.choice(("crash", "crash", "restart"))))
+    if choices.random() < 0.15:
+        name = choices.choice(list(_THEMES))
+        slot = choices.randrange(busy)
+        theme = [Op("failpoint", how=choices.choice(ACTIONS), number=1, text=name), *_THEMES[name]]
+        at = choices.randrange(4)
+        schedule[at:at] = [op._replace(slot=slot, text=op.text or handler[slot]) for op in theme]
+    if choices.random() < 0.05:
+        slot = choices.randrange(busy)
+        held = [Op("start", slot, how="wait", text=handler[slot]), Op("hold rootfs", slot), Op("stop pod", slot, how="wait"), Op("let go")]
+        schedule[2:2] = held
     if not any(op.what == "crash" for op in schedule):
         schedule.insert(choices.randrange(5, len(schedule)), Op("crash"))
     return schedule

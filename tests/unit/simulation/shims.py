@@ -84,6 +84,8 @@ class ShimService:
         self.containers: dict[str, Container] = {}
         self.execs: dict[tuple[str, str], Exec] = {}
         self.connections: list[ShimConnection] = []
+        self.bundle = Path()
+        """In which it was started, and works."""
         self.hung = False
         """Its log has no reader, so that it hangs at the first line."""
         self._node = shims.node
@@ -238,6 +240,7 @@ class ShimService:
         init = container.init
         if container.status == "stopped" or init is None:
             raise NotFound("process already finished: not found")
+        self._node.killed_by_daemon(init)
         if number == 9:
             for proc in container.processes(self._node) if everybody else [init]:
                 proc.kill()
@@ -497,6 +500,7 @@ class Shims:
             comm = generation.binary[:15]
             argv = [part for part in command.argv if part not in ("start", "-bundle")]
             shim = ShimService(self, generation, group, address, node.kernel.spawn(comm, argv, cgroup=job.proc.cgroup))
+            shim.bundle = command.cwd
             self.sockets[address] = shim
             try:
                 os.close(os.open(command.cwd / "log", os.O_WRONLY | os.O_NONBLOCK))
@@ -527,11 +531,20 @@ class Shims:
                 known = shim.containers.get(name)
                 if known is not None and known.status != "creating":
                     node.broken(f"`shim delete` of {name} while its shim lives, and knows it")
+            self._insist_on_order(name)
             return await self._delete_one(generation, job, name, bundle)
         finally:
             self.deleting.discard(name)
             if not bundle.is_dir():
                 node.broken(f"the bundle of {name} went while its `shim delete` ran")
+
+    def _insist_on_order(self, name: str) -> None:
+        """The containers of a pod go before its sandbox, where they are in the same shim."""
+        if (deleted := self.engine.containers.get(name)) is not None:
+            deleted.delete_tried = True
+        for other in self.engine.containers.values():
+            if other.sandbox == name != other.id and not other.delete_tried and other.state_dir is not None and other.processes(self.node):
+                self.node.broken(f"`shim delete` of the sandbox {name} before that of its container {other.id} (5)")
 
     async def _delete_one(self, generation: Generation, job: Job, name: str, bundle: Path) -> int:
         node = self.node
