@@ -19,7 +19,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from agent.aio import in_thread
 from agent.linux import cgroupfs, files
 from agent.linux.procfs import Identity, parse_stat
 
@@ -177,13 +176,20 @@ class Child:
     async def reap(self) -> int:
         """The status of the child, which has exited, as `Completed.returncode`. Its pidfd and pipes are closed.
 
-        In a thread: of a CNI plugin, whose threads were in other network namespaces, the kernel may take 20 ms to bury it.
+        In a thread: of a CNI plugin, whose threads were in other network namespaces, the kernel may take 20 ms to bury it. A caller
+        that is cancelled waits for that, or a child would be left, and a descriptor.
 
         Raises:
             ChildProcessError: somebody else reaped it, or SIGCHLD is ignored; Popen would call that a success.
         """
         self._reaping = True
-        return await in_thread(self._reap)
+        burial = asyncio.get_running_loop().run_in_executor(None, self._reap)
+        try:
+            return await asyncio.shield(burial)
+        except asyncio.CancelledError:
+            with contextlib.suppress(ChildProcessError):
+                await asyncio.shield(burial)
+            raise
 
     def _reap(self) -> int:
         try:

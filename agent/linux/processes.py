@@ -145,8 +145,7 @@ class Processes:
         child = await self._spawned(command, piped=True)
         try:
             stdout, stderr = await child.exchange(command.stdin)
-            status = await self._supervisor.detached(child.reap(), name=f"reap {command}")
-            return Completed(status, stdout, stderr)
+            return Completed(await child.reap(), stdout, stderr)
         except BaseException:
             await self._killed(child)
             raise

@@ -225,6 +225,26 @@ async def test_children_are_buried_off_the_loop(processes: Processes, monkeypatc
     assert threading.current_thread() not in threads
 
 
+async def test_stop_waits_for_a_burial_under_way(processes: Processes, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, begun, go_on = os.waitid, threading.Event(), threading.Event()
+
+    def waitid(*arguments: int) -> os.waitid_result | None:
+        begun.set()
+        assert go_on.wait(20)
+        return real(*arguments)
+
+    monkeypatch.setattr(os, "waitid", waitid)
+    with await processes.start(shell("true")) as process:
+        await in_thread(begun.wait, 20)
+        stopping = asyncio.create_task(processes.stop())
+        for _ in range(20):
+            await asyncio.sleep(0)
+        assert not stopping.done()
+        go_on.set()
+        await stopping
+        assert reaped(process.pid)
+
+
 async def test_a_started_child_outlives_stop(processes: Processes) -> None:
     with await processes.start(shell("exec sleep 1000")) as process:
         await processes.stop()
