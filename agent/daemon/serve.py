@@ -157,6 +157,7 @@ async def _compose(settings: Settings, stack: AsyncExitStack, background: Superv
     template = Path(settings.cni.conf_template) if settings.cni.conf_template else None
     network = Network(processes, namespaces, conf_dir=settings.cni.conf_dir, conf_template=template, bin_dirs=settings.cni.bin_dirs)
     await network.start()
+    await _free_addresses()
     stack.push_async_callback(ending.give, network.stop)
 
     runtime = layout.runtime_config(settings)
@@ -211,6 +212,15 @@ async def _compose(settings: Settings, stack: AsyncExitStack, background: Superv
     await metrics_server.start()
     stack.push_async_callback(metrics_server.stop)
     return pods
+
+
+async def _free_addresses() -> None:
+    """Those that a power cut left to nobody. Pods can be run without: it is no reason not to start."""
+    try:
+        for lease in await in_thread(drop_unwritten):
+            _log.warning("an address that was leased to nobody is free again", network=lease.network, address=lease.ip)
+    except OSError as error:
+        _log.warning("leases of addresses can't be looked at", error=str(error))
 
 
 def _ledger_reader(store: Store) -> leaks.ReadLedger:

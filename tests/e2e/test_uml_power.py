@@ -29,6 +29,24 @@ def orlop(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
         node.cut()
 
 
+def test_the_driver(orlop: OrlopNode) -> None:
+    assert orlop.kubelet("driver").strip() == orlop.driver, "the kubelet is told what the engines do"
+    assert f"v2, driver {orlop.driver}" in " ".join(orlop.orlop("doctor").split())
+
+
+def test_pods_outlive_the_daemons_unit(orlop: OrlopNode) -> None:
+    """Shims are in a unit of their own, which goes when there is no daemon and no pod."""
+    orlop.kubelet("up")
+    orlop.node.run("systemctl restart orlop")
+    orlop.kubelet("down")
+    orlop.node.run("systemctl stop orlop")
+    assert orlop.node.run("ls -d /sys/fs/cgroup/system.slice/*orlop* /sys/fs/cgroup/*orlop* || true").stdout.splitlines() == [
+        "ls: cannot access '/sys/fs/cgroup/*orlop*': No such file or directory",
+        "/sys/fs/cgroup/system.slice/orlop-commands.service",
+    ]
+    orlop.start()
+
+
 @pytest.mark.parametrize(
     ("verb", "point"),
     [

@@ -2,6 +2,9 @@
 
     hang VERB POINT    lets VERB (run, start, stop) come as far as the failpoint POINT, where it stays; prints the pod's uid
     after UID          after a boot: nothing may be left; then does with pod UID what a kubelet does, and again nothing may be left
+    up                 runs a pod with a container
+    down               it runs still; takes it down, and nothing may be left
+    driver             prints the cgroup driver that a kubelet is told
 
 One command does much: starting Python takes seconds there.
 """
@@ -35,15 +38,15 @@ TRACES = (
     "/var/lib/orlop/io.containerd.runtime.v2.task/*/*",
     "/run/netns/*",
     "/run/systemd/transient/cri-orlop-*",
-    "/sys/fs/cgroup/e2e*/e2e-pod*",
-    "/sys/fs/cgroup/e2e*/pod*",
+    "/sys/fs/cgroup/e2e*/*pod*",
+    "/sys/fs/cgroup/orlop*/*pod*",
     "/sys/fs/cgroup/system.slice/orlop-shims.service/" + "[0-9a-f]" * 64,
 )
 """What a pod leaves where it isn't taken down."""
 
 
 def main() -> None:
-    commands: dict[str, Callable[..., None]] = {"hang": hang, "after": after}
+    commands: dict[str, Callable[..., None]] = {"hang": hang, "after": after, "up": up, "down": down, "driver": driver}
     commands[sys.argv[1]](Client(load().socket), *sys.argv[2:])
 
 
@@ -74,7 +77,26 @@ def after(client: Client, uid: str) -> None:
     client.stop_pod("ab" * 32)  # as it knew it
     client.remove_pod("ab" * 32)
     live(client, config)
+    config.linux.cgroup_parent = ""  # of a client that is no kubelet
+    live(client, config)
     nothing_is_left(client)
+
+
+def up(client: Client) -> None:
+    client.run_container(client.run_again(client.pod_config("survivor")))
+
+
+def down(client: Client) -> None:
+    [container] = client.containers()
+    assert container.state == cri.CONTAINER_RUNNING
+    assert client.exec_sync(container.id, "echo", "on").stdout == b"on\n"
+    client.remove_all()
+    nothing_is_left(client)
+
+
+def driver(client: Client) -> None:
+    config: cri.RuntimeConfigResponse = client.runtime.RuntimeConfig(cri.RuntimeConfigRequest())
+    print(cri.CgroupDriver.Name(config.linux.cgroup_driver).lower())
 
 
 def live(client: Client, config: cri.PodSandboxConfig) -> None:

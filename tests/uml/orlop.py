@@ -50,6 +50,7 @@ class OrlopNode:
 
     def __init__(self, node: Node, pair: Pair, driver: str, image: Path) -> None:
         self.node = node
+        self.driver = driver
         self._cgroup = "/e2e.slice" if driver == "systemd" else "/e2e"
         config = CONFIG.format(driver=driver, pause=PAUSE, pair=pair, plugins=CNI_PLUGINS)
         files = {
@@ -65,7 +66,7 @@ class OrlopNode:
         (node.share / image.name).write_bytes(image.read_bytes())
         node.run("mkdir -p /var/lib/cni; systemctl daemon-reload; systemctl enable orlop")
         self.start()
-        node.run(f"cd {REPO}; {PYTHON} -B -m agent.cli.main image import {node.share / image.name}; sync")
+        self.orlop(f"image import {node.share / image.name}; sync")
 
     def start(self) -> None:
         """Waits until the daemon is ready; it is being started when the node boots."""
@@ -76,6 +77,10 @@ class OrlopNode:
         self.node.cut()
         self.node.boot()
         self.start()
+
+    def orlop(self, arguments: str) -> str:
+        """What the `orlop` command prints; it has to succeed."""
+        return self.node.run(f"cd {REPO}; {PYTHON} -B -m agent.cli.main {arguments}").stdout
 
     def kubelet(self, arguments: str) -> str:
         """Does something by `tests.uml.inside`, and returns what it prints."""
