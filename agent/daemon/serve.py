@@ -34,6 +34,7 @@ from agent.linux.processes import Processes
 from agent.linux.systemd import Systemd
 from agent.logs.client import LogCopier
 from agent.network import read_leases
+from agent.network.leases import drop_unwritten
 from agent.network.network import Network
 from agent.pods import container_events, exits, facts, recovery
 from agent.pods.context import Pods
