@@ -95,6 +95,8 @@ DAEMON_KILL = 25.0
 """A daemon that hasn't ended by then, in a file system that hangs, ends itself at once; our own tests wait 30 s."""
 EXIT_AFTER_CGROUP_KILL = 5.0
 """From the end of all processes of a container's cgroup to the exit that its shim tells."""
+FOREIGN_LIST = 5.0
+"""For another runtime to list its pods and containers, in an audit; all of its things are unknown if it doesn't."""
 
 # The last lines: what comes behind them can't be shortened.
 for _entry in filter(None, os.environ.get("ORLOP_TIMEOUTS", "").split(";")):

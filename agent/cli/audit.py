@@ -17,7 +17,7 @@ from agent.daemon import layout
 from agent.errdefs import DataLoss, InvalidArgument, OrlopError, Unavailable
 from agent.leaks import Finding, LedgerRead, ReadLedger, State
 from agent.leaks import audit as find
-from agent.network import read_leases
+from agent.network import Inventory
 from agent.store.ledger import Kind, Resource
 from agent.store.ledger import State as EntryState
 from agent.store.store import Store
@@ -56,7 +56,7 @@ async def audit(settings: Settings, client: Client | None, form: str) -> int:
     `client` is one of the daemon of these `settings`; None: read its files.
     """
     try:
-        found = await find(_ledger(settings, client), layout.places(settings), read_leases)
+        found = await find(_ledger(settings, client), layout.places(settings), Inventory())
     except (OSError, OrlopError) as error:
         click.echo(f"orlop: the node could not be audited: {error}", err=True)
         return CANNOT_LOOK

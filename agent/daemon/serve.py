@@ -33,7 +33,7 @@ from agent.linux.namespaces import Namespaces
 from agent.linux.processes import Processes
 from agent.linux.systemd import Systemd
 from agent.logs.client import LogCopier
-from agent.network import read_leases
+from agent.network import Inventory
 from agent.network.leases import drop_unwritten
 from agent.network.network import Network
 from agent.pods import container_events, exits, facts, recovery
@@ -207,7 +207,7 @@ async def _compose(settings: Settings, stack: AsyncExitStack, background: Superv
     background.start(exits.watch(pods, subscription), name="exits")
     background.start(health.watch_lag(), name="loop lag")
     background.start(health.watch_pins(pods), name="pins")
-    background.start(leaks.watch(_ledger_reader(store), layout.places(settings), read_leases), name="audit")
+    background.start(leaks.watch(_ledger_reader(store), layout.places(settings), Inventory()), name="audit")
 
     metrics_server = MetricsServer(settings.metrics_address)
     await metrics_server.start()

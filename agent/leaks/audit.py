@@ -1,4 +1,4 @@
-"""An audit: the ledger compared with the node.
+"""An audit: the ledger compared with the node, and what other runtimes have there with what they say.
 
 Ledger and node can't be read at one moment, and both change all the time. But a ledger entry begins before its resource and
 ends after it. So each is read in turn, twice: ledger, node, ledger, node. What was on the node both times was there at the
@@ -15,15 +15,19 @@ from collections.abc import Awaitable, Callable, Sequence
 from agent import metrics
 from agent.aio import in_thread
 from agent.errdefs import OrlopError
-from agent.leaks import cgroups, directories, held, inits, leases, mounts, pins, shims, sockets, strays
+from agent.leaks import cgroups, directories, foreign, foreign_directories, held, inits, leases, mounts, pins, shims, sockets, strays
 from agent.leaks.finding import Finding, State, Thing
-from agent.leaks.look import Detector, Look, ReadLeases
+from agent.leaks.foreign import Answer, Foreign
+from agent.leaks.look import GRACE, Detector, Look, Network
 from agent.leaks.node import Node
 from agent.leaks.owned import LedgerRead, Owned
+from agent.leaks.owners import NAMESPACE, Runtime
 from agent.leaks.places import Places
 
 ReadLedger = Callable[[], Awaitable[LedgerRead]]
 """Reads every entry: from a running daemon's memory, its admin API, or the files of one that is down. Raises OrlopError."""
+
+Ask = Callable[[Sequence[Runtime]], Awaitable[list[Answer]]]
 
 SETTLE = 1.0
 """Seconds between the two looks: a cleanup that is just under way gets that long to write down what it did."""
@@ -38,6 +42,7 @@ DETECTORS: tuple[tuple[Thing, Detector], ...] = (
     (Thing.CNI, leases.find),
     (Thing.CGROUP, cgroups.find),
     *((place.kind, place) for place in directories.PLACES),
+    (Thing.BUNDLE, foreign_directories.find),
     (Thing.SOCKET, sockets.find),
     (Thing.TASK, held.find_missing),
     (Thing.TASK, held.find_pending),
@@ -48,13 +53,17 @@ DETECTORS: tuple[tuple[Thing, Detector], ...] = (
 async def audit(
     ledger: ReadLedger,
     places: Places,
-    read_leases: ReadLeases,
+    network: Network,
     *,
+    ask: Ask = foreign.ask,
+    grace: float = GRACE,
     settle: float = SETTLE,
     sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
     clock: Callable[[], float] = time.time,
 ) -> list[Finding]:
-    """Find what is not as the ledger says; set `metrics.leaks` and `metrics.missing`. Only reads, in a thread.
+    """Find what is not as the ledger says, and as other runtimes on the node say; set `metrics.leaks` and `metrics.missing`.
+
+    Only reads, in a thread. `grace`: what could be another runtime's and is younger, in seconds, is not judged.
 
     Raises:
         OSError: /proc or the cgroup file system can't be read.
@@ -62,7 +71,11 @@ async def audit(
     """
 
     async def look() -> list[Finding]:
-        return await in_thread(_compare, await ledger(), places, read_leases, clock)
+        read = await ledger()
+        node = await in_thread(lambda: Node.take(places, served=read.served, now=clock()))
+        # After the node: what was made by then is listed, or young.
+        answers = await ask(node.runtimes)
+        return await in_thread(_compare, Look(node, Owned(read.resources), network, _foreign(node, answers), grace))
 
     found = await look()
     if any(finding.state is not State.PENDING for finding in found):
@@ -73,15 +86,20 @@ async def audit(
     return found
 
 
-def _compare(read: LedgerRead, places: Places, read_leases: ReadLeases, clock: Callable[[], float]) -> list[Finding]:
-    look = Look(Node.take(places, served=read.served, now=clock()), Owned(read.resources), read_leases)
+def _foreign(node: Node, answers: Sequence[Answer]) -> Foreign:
+    shims = (shim.id for shim in node.shims.values() if shim.namespace != NAMESPACE)
+    monitors = (monitor.container for monitor in node.monitors.values() if monitor.podman)
+    return Foreign(answers, ["another orlop serve"] * node.another_orlop, frozenset((*shims, *monitors)))
+
+
+def _compare(look: Look) -> list[Finding]:
     findings: list[Finding] = []
     for thing, detector in DETECTORS:
         try:
             for finding in detector(look):
                 findings.append(finding)  # noqa: PERF402  # those before the error count
         except (OSError, OrlopError) as error:
-            findings.append(_blind(thing, places, error))
+            findings.append(_blind(thing, look.places, error))
     return findings
 
 

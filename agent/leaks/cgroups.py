@@ -1,20 +1,27 @@
-"""Cgroups of shims, pods and containers that no ledger entry owns."""
+"""Cgroups of shims, pods and containers that no ledger entry owns, and, where kubelets put pods, that no runtime on the node has."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
-from agent.leaks.finding import Finding, State, Thing
+from agent.leaks.finding import Finding, Owner, State, Thing
 from agent.leaks.look import Look
 from agent.leaks.node import named
-from agent.leaks.paths import modified
+from agent.leaks.owners import ID, of_cgroup
+from agent.leaks.paths import cgroup_target, modified
+from agent.leaks.suspects import Suspect, judged
 from agent.store.ledger import Kind
 
-_ID = re.compile(r"[0-9a-f]{64}")
-_POD = re.compile(rf"([^-]+-)*pod{_ID.pattern}(\.slice)?")
+_POD = re.compile(rf"([^-]+-)*pod{ID.pattern}(\.slice)?")
 """As `agent.pods.pod_cgroup` names it: `pod<id>`, or the slice `a-b-pod<id>.slice`."""
+_KUBEPODS = ("/kubepods", "/kubepods.slice", "/kubelet/kubepods", "/kubelet.slice/kubelet-kubepods.slice")
+_KUBELET_POD = re.compile(r"pod([0-9a-f]{8}(?:[-_][0-9a-f]{4}){3}[-_][0-9a-f]{12}|[0-9a-f]{32})(?:\.slice)?$")
+"""A kubelet names it by the pod's uid, in the names of slices with underscores."""
+_DEPTH = 4
+"""QoS class, pod, container, and what systemd puts between."""
 _COPIER = "log-copier"
 """Its leaf beside those of the shims; it stays."""
 
@@ -24,11 +31,12 @@ def find(look: Look) -> Iterator[Finding]:
         yield from _shims(look)
         yield from _pods(look)
     yield from _containers(look)
+    yield from judged(look, _foreign(look))
 
 
 def container_in(name: str) -> str:
     """The container of a cgroup called `name`: the id in it (systemd's are `PREFIX-<id>.scope`), or all of it."""
-    found = _ID.search(name)
+    found = ID.search(name)
     return found[0] if found else name
 
 
@@ -54,20 +62,42 @@ def _containers(look: Look) -> Iterator[Finding]:
     containers = look.owned.keys(Kind.TASK)
     for parent in sorted(look.owned.cgroup_parents):
         for name, directory in sorted(look.node.cgroups_in(parent).items()):
-            if (found := _ID.search(name)) and found[0] not in containers and not _POD.fullmatch(name):
+            if (found := ID.search(name)) and found[0] not in containers and not _POD.fullmatch(name):
                 why = f"the cgroup of container {found[0]}, which the ledger doesn't have, in a pod that it has"
                 yield _finding(look, f"{parent}/{name}", directory, why)
 
 
-def _finding(look: Look, path: str, directory: Path, why: str) -> Finding:
+def _foreign(look: Look) -> Iterator[Suspect]:
+    """Where kubelets have their pods. Those of pods and containers of ours are not judged here."""
+    ours = look.owned.cgroup_parents
+    owned = {*look.owned.container_cgroups, *ours}
+    for path, directory in sorted(look.node.cgroups_below(_KUBEPODS, _DEPTH).items()):
+        name = path.rpartition("/")[2]
+        if path in owned or any(parent.startswith(f"{path}/") for parent in ours) or path.rpartition("/")[0] in ours:
+            continue
+        if (found := ID.search(name)) is not None:
+            why = f"the cgroup of container {found[0]}, which no runtime on the node has"
+            yield Suspect(_finding(look, path, directory, why, of_cgroup(name)), found[0])
+        elif (found := _KUBELET_POD.search(name)) is not None and (look.node.in_cgroup(path) or look.node.cgroups_in(path)):
+            # Empty, it may be of a pod whose sandbox fails to start: the kubelet's to keep or to remove, as it is in the end.
+            uid = found[1].replace("_", "-")
+            finding = _finding(look, path, directory, f"the cgroup of pod {uid}, of which no runtime on the node has a sandbox", "unknown")
+            yield Suspect(replace(finding, releases="the end of what is in it; the kubelet removes it then", targets=()), uid)
+
+
+def _finding(look: Look, path: str, directory: Path, why: str, owner: Owner = "orlop") -> Finding:
     processes = look.node.in_cgroup(path)
+    target = cgroup_target(path, directory)
     held = f"in it: {named(processes)}" if processes else "no process is in it"
     return Finding(
         kind=Thing.CGROUP,
         what=path,
-        owner="orlop",
+        owner=owner,
         state=State.LEAKED,
-        why=f"{why}; {held}. It pins the cgroups above it",
+        why=f"{why}; {held}",
         releases="The end of what is in it (cgroup.kill; on v1 SIGKILL by pidfd, thawed), then rmdir from the bottom up in every hierarchy",
         since=modified(directory),
+        identity=str(target[0].inode) if target else "",
+        pins="the cgroups above it, and so the pod",
+        targets=target,
     )

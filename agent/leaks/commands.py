@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 _SHIM = "containerd-shim-"
 _HELPERS = ("start", "delete")
+_MONITOR = "conmon"
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,8 @@ class ShimCommand:
     """Of the runtime that started it."""
     action: str
     """`start` or `delete` of a helper; empty for the one that serves."""
+    namespace: str = ""
+    """Containerd's: "k8s.io" for pods of a kubelet, "moby" for Docker's containers."""
 
 
 def shim(arguments: Sequence[str]) -> ShimCommand | None:
@@ -29,7 +32,23 @@ def shim(arguments: Sequence[str]) -> ShimCommand | None:
         return None
     flags = _flags(arguments[1:])
     action = arguments[-1] if arguments[-1] in _HELPERS else ""
-    return ShimCommand(binary, flags.get("id", ""), flags.get("address", ""), action)
+    return ShimCommand(binary, flags.get("id", ""), flags.get("address", ""), action, flags.get("namespace", ""))
+
+
+@dataclass(frozen=True)
+class MonitorCommand:
+    """A `conmon`, the process beside each container of CRI-O and of Podman."""
+
+    container: str
+    podman: bool
+
+
+def monitor(arguments: Sequence[str]) -> MonitorCommand | None:
+    """The `conmon` that a command line is; None: it is none."""
+    if not arguments or posixpath.basename(arguments[0]) != _MONITOR:
+        return None
+    flags = _flags(arguments[1:])
+    return MonitorCommand(flags.get("c", flags.get("cid", "")), any("podman" in argument for argument in arguments))
 
 
 def _flags(arguments: Sequence[str]) -> dict[str, str]:

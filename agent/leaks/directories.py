@@ -8,7 +8,7 @@ from pathlib import Path
 
 from agent.leaks.finding import Finding, State, Thing
 from agent.leaks.look import Look
-from agent.leaks.paths import entries, modified
+from agent.leaks.paths import entries, file_target, modified
 from agent.leaks.places import Places
 from agent.store.ledger import Kind
 
@@ -24,6 +24,7 @@ class Place:
     owned: Names
     why: str
     releases: str
+    pins: str = ""
     skips_hidden: bool = False
 
     def __call__(self, look: Look) -> Iterator[Finding]:
@@ -34,7 +35,17 @@ class Place:
         for path in unowned:
             # What begins with a dot is on its way out, and owned until it is gone.
             if path.name not in owned and path.name.lstrip(".") not in owned:
-                yield Finding(self.kind, str(path), "orlop", State.LEAKED, self.why, self.releases, modified(path))
+                yield Finding(
+                    self.kind,
+                    str(path),
+                    "orlop",
+                    State.LEAKED,
+                    self.why,
+                    self.releases,
+                    modified(path),
+                    pins=self.pins,
+                    targets=file_target(path),
+                )
 
 
 def _keys(*kinds: Kind) -> Names:
@@ -50,8 +61,9 @@ PLACES = (
         Thing.BUNDLE,
         lambda places: places.bundles,
         _keys(Kind.SHIM, Kind.TASK),
-        "the bundle of a shim or container that the ledger doesn't have; it pins the rootfs that is mounted in it",
+        "the bundle of a shim or container that the ledger doesn't have",
         "`shim delete` in it, a look whether engine state, init, cgroup and mounts are gone, then its removal",
+        pins="the rootfs that is mounted in it",
     ),
     Place(
         Thing.WORK_DIR,
@@ -64,30 +76,34 @@ PLACES = (
         Thing.ENGINE_STATE,
         lambda places: places.engine_state,
         _keys(Kind.TASK),
-        "the OCI engine's state of a container that the ledger doesn't have; its init may live, and its id can't be used again",
+        "the OCI engine's state of a container that the ledger doesn't have; its init may live",
         "`ENGINE delete --force`, then the removal of the directory",
+        pins="its id, which can't be used again",
         skips_hidden=True,  # crun keeps a cache there
     ),
     Place(
         Thing.SNAPSHOT,
         lambda places: places.snapshots,
         _keys(Kind.SNAPSHOT),
-        "the writable layer of a container that the ledger doesn't have; it pins disk space and the layers below it",
+        "the writable layer of a container that the ledger doesn't have",
         "its removal once nothing is mounted from it; a start of the daemon does that",
+        pins="disk space, and the layers below it",
     ),
     Place(
         Thing.LAYER_UNPACK,
         lambda places: places.unpacks,
         _keys(Kind.LAYER_UNPACK),
-        "a layer that was not unpacked to its end, and that no ledger entry owns; it pins disk space",
+        "a layer that was not unpacked to its end, and that no ledger entry owns",
         "its removal; a start of the daemon does that",
+        pins="disk space",
     ),
     Place(
         Thing.INGEST,
         lambda places: places.ingests,
         _keys(Kind.INGEST),
-        "a blob that is not complete, and that no ledger entry owns; it pins disk space",
+        "a blob that is not complete, and that no ledger entry owns",
         "its removal; a start of the daemon does that",
+        pins="disk space",
     ),
     Place(
         Thing.SANDBOX_DIR,

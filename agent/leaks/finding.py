@@ -6,7 +6,10 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Literal
 
-Owner = Literal["orlop", "unknown"]
+from agent.leaks.targets import Target
+
+Owner = Literal["orlop", "containerd", "cri-o", "docker", "unknown"]
+Sure = Literal["certain", "likely", "can't be told"]
 
 
 class State(StrEnum):
@@ -55,16 +58,27 @@ class Finding:
     what: str
     """The path, process, cgroup or address."""
     owner: Owner
-    """"unknown" where something of somebody else's looks the same."""
+    """Whose it was; "unknown" where things of several runtimes look the same."""
     state: State
     why: str
-    """A sentence: what it is, how that was told, and what it pins."""
+    """A sentence: what it is, and how that was told."""
     releases: str
     """A sentence: what would release it."""
     since: float | None = None
     """Unix seconds of its making, or of the first failed release; None: the node doesn't say."""
     identity: str = ""
     """Tells it from a later one of the same name (a process' start time); not for people."""
+    pins: str = ""
+    """What can't be released before it is."""
+    targets: tuple[Target, ...] = ()
+    """What `reap` acts upon, in this order; nothing: that is not its business, or it can't."""
+
+    @property
+    def sure(self) -> Sure:
+        """How sure that state is."""
+        if self.state is State.UNKNOWN:
+            return "can't be told"
+        return "likely" if self.owner == "unknown" else "certain"
 
     @property
     def key(self) -> tuple[Thing, str, str, State]:
@@ -72,5 +86,5 @@ class Finding:
         return self.kind, self.what, self.identity, self.state
 
     def to_json(self) -> dict[str, Any]:
-        fields = ("kind", "what", "owner", "state", "since", "why", "releases")
+        fields = ("kind", "what", "owner", "state", "sure", "since", "pins", "why", "releases")
         return {name: getattr(self, name) for name in fields}

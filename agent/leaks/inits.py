@@ -2,7 +2,8 @@
 
 runc's is `runc:[2:INIT]` by name (`[0:PARENT]` and `[1:CHILD]` before that); crun's is still called `crun`. Waiting, either
 has `exec.fifo` open, whose path names the engine's root and the container. Other runtimes' look the same: ours is one with
-that file below our engine root, or in a cgroup of ours. One in a container that the ledger has may just be being created.
+that file below our engine root, or in a cgroup of ours. One in a container that the ledger has may just be being created; one in
+a container that another runtime has may have been created and not started, unless its shim is dead.
 """
 
 from __future__ import annotations
@@ -12,7 +13,11 @@ from pathlib import Path
 
 from agent.leaks.cgroups import container_in
 from agent.leaks.finding import Finding, Owner, State, Thing
+from agent.leaks.foreign import Life
 from agent.leaks.look import Look
+from agent.leaks.node import INIT, longest_cgroup, target
+from agent.leaks.owners import ID, NAMESPACE, Runtime, of_cgroup
+from agent.leaks.suspects import Suspect, judged
 from agent.linux.procfs import ProcessInfo
 from agent.store.ledger import Kind, Resource
 from agent.store.ledger import State as EntryState
@@ -20,6 +25,8 @@ from agent.store.ledger import State as EntryState
 CREATE_BUDGET = 120.0
 """Seconds; no Create and Start take so long: the engine gives up on missing streams after 30."""
 FIFO = "exec.fifo"
+_CRIO_ENGINES = {Path("/run/runc"), Path("/run/crun")}
+"""Roots of its engines; Podman's as well, where there is no CRI-O."""
 _RELEASES = (
     "`shim delete` in its bundle if that is still there, else `ENGINE delete --force`, else SIGKILL by pidfd once name, start time and "
     "cgroup were read again; then the removal of its cgroup and of the engine's directory"
@@ -32,6 +39,7 @@ def waits(process: ProcessInfo) -> bool:
 
 
 def find(look: Look) -> Iterator[Finding]:
+    suspects: list[Suspect] = []
     for process in look.node.processes.values():
         if not waits(process):
             continue
@@ -42,6 +50,9 @@ def find(look: Look) -> Iterator[Finding]:
             continue
         if container:
             yield from _judge(look, process, container)
+        else:
+            suspects += _foreign(look, process)
+    yield from judged(look, suspects)
 
 
 def _container(look: Look, process: ProcessInfo) -> str:
@@ -78,6 +89,46 @@ def _judge(look: Look, process: ProcessInfo, container: str) -> Iterator[Finding
         yield _finding(look, process, "orlop", State.UNKNOWN, f"{waits_for}, longer than a Create takes; its shim may still start it")
 
 
+def _foreign(look: Look, process: ProcessInfo) -> Iterator[Suspect]:
+    """Another runtime's container may wait for its start as long as it likes, if there is somebody who can give it.
+
+    Docker's and Podman's are none of a CRI's, and theirs to judge.
+    """
+    fifo = next((path for path in map(Path, look.node.links(process.pid)) if path.name == FIFO), None)
+    cgroup = longest_cgroup(process).rpartition("/")[2]
+    found = ID.fullmatch(fifo.parent.name) if fifo else ID.search(cgroup)
+    runtime = _runtime(look, fifo.parent.parent if fifo else None, of_cgroup(cgroup))
+    if found is None or (runtime is None and not (fifo and fifo.parent.parent.name == NAMESPACE)):
+        return
+    whose = str(runtime) if runtime else "a containerd that is gone"
+    why = f"an init of container {found[0]}, which {whose} doesn't have: nobody is going to start it"
+    identifier = found[0]
+    if _is_orphan(look, process) and look.foreign.life(identifier, runtime) is Life.ALIVE:
+        why = f"an init of container {identifier} of {whose}, whose shim or monitor is dead: nobody can start it"
+        identifier = ""
+    yield Suspect(_finding(look, process, runtime.owner if runtime else "containerd", State.LEAKED, why), identifier, runtime)
+
+
+def _runtime(look: Look, engine_state: Path | None, by_cgroup: Owner) -> Runtime | None:
+    """Whose an init is: by the directory of its engine, else by the name of its cgroup."""
+    for runtime in look.node.runtimes:
+        if engine_state is None:
+            belongs = runtime.owner == by_cgroup != "unknown"
+        elif runtime.state is not None:
+            belongs = engine_state.is_relative_to(runtime.state) and engine_state.name == NAMESPACE
+        else:
+            belongs = runtime.owner == "cri-o" and engine_state in _CRIO_ENGINES
+        if belongs:
+            return runtime
+    return None
+
+
+def _is_orphan(look: Look, process: ProcessInfo) -> bool:
+    """Nobody else than its shim or monitor has it as a child, unless that died."""
+    parents = {*look.node.shims, *look.node.monitors}
+    return process.ppid == INIT or (process.ppid in look.node.processes and process.ppid not in parents)
+
+
 def _shim_alive(look: Look, task: Resource) -> bool | None:
     """Tri-state, as `Node.alive`; None also if it isn't known which process that is."""
     recorded = look.owned.shim_process(task.data.get("shim", task.sandbox))
@@ -85,14 +136,15 @@ def _shim_alive(look: Look, task: Resource) -> bool | None:
 
 
 def _finding(look: Look, process: ProcessInfo, owner: Owner, state: State, why: str) -> Finding:
-    cgroup = max(process.cgroups.values(), key=len, default="")
     return Finding(
         kind=Thing.RUNC_INIT,
         what=f"process {process.pid} ({process.comm})",
         owner=owner,
         state=state,
-        why=f"{why}; it pins the cgroup {cgroup} and the rootfs in its mount namespace",
+        why=why,
         releases=_RELEASES,
         since=look.node.started(process),
         identity=str(process.start_time),
+        pins=f"the cgroup {longest_cgroup(process)}, which pins its pod's, and the rootfs in its mount namespace",
+        targets=target(process),
     )

@@ -9,8 +9,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
-from agent.leaks import commands
+from agent.leaks import commands, owners
+from agent.leaks.commands import MonitorCommand, ShimCommand
+from agent.leaks.owners import Runtime
 from agent.leaks.places import Places
+from agent.leaks.targets import ProcessTarget
 from agent.linux import cgroupfs, files, procfs
 from agent.linux.mountinfo import MountInfo, parse_below
 from agent.linux.procfs import ProcessInfo
@@ -30,12 +33,12 @@ class Node:
     unreadable: Mapping[int, str]
     """Processes of which nothing can be told, and why."""
     mounts: Sequence[MountInfo]
-    """At and below the agent's directories."""
+    """At and below the agent's directories, and those of other runtimes."""
     hierarchies: Mapping[str, Path]
     another_orlop: bool
     """Another `orlop serve` runs on it."""
-    others: Sequence[str]
-    """Signs of another runtime on the node: what it makes can look like ours."""
+    runtimes: Sequence[Runtime]
+    """Other runtimes on the node that can be asked what they have: what they make can look like ours."""
 
     @classmethod
     def take(cls, places: Places, *, served: bool, now: float) -> Node:
@@ -45,6 +48,7 @@ class Node:
             OSError: /proc or the cgroup file system can't be read at all.
         """
         processes, unreadable = _processes(places.proc)
+        runtimes = owners.discover(processes.values(), places.other_runtimes, places.address, places.proc)
         another_orlop = sum(commands.is_daemon(process.cmdline) for process in processes.values()) > int(served)
         return cls(
             places=places,
@@ -52,11 +56,23 @@ class Node:
             booted=_boot_time(places.proc),
             processes=processes,
             unreadable=unreadable,
-            mounts=_mounts(places),
+            mounts=_mounts(places, runtimes),
             hierarchies=cgroupfs.hierarchies(places.cgroup_root),
             another_orlop=another_orlop,
-            others=_others(places, processes, another_orlop),
+            runtimes=runtimes,
         )
+
+    @cached_property
+    def shims(self) -> dict[int, ShimCommand]:
+        """Everybody's shims and their helpers, by pid."""
+        found = {pid: commands.shim(process.cmdline) for pid, process in self.processes.items()}
+        return {pid: shim for pid, shim in found.items() if shim is not None}
+
+    @cached_property
+    def monitors(self) -> dict[int, MonitorCommand]:
+        """Every `conmon`, by pid."""
+        found = {pid: commands.monitor(process.cmdline) for pid, process in self.processes.items()}
+        return {pid: monitor for pid, monitor in found.items() if monitor is not None}
 
     def alive(self, pid: int, start_time: int) -> bool | None:
         """Whether the process that was once identified so runs; None: can't be told."""
@@ -84,6 +100,19 @@ class Node:
                 continue  # on v1 a path can be in some hierarchies only
         return found
 
+    def cgroups_below(self, tops: Sequence[str], depth: int) -> dict[str, Path]:
+        """The cgroups at most `depth` levels below any of `tops`: path to one of their directories. Raises OSError."""
+        found: dict[str, Path] = {}
+        level = list(tops)
+        for _ in range(depth):
+            level = [f"{path}/{name}" for path in level for name in self._remember(path, found)]
+        return found
+
+    def _remember(self, path: str, found: dict[str, Path]) -> list[str]:
+        inside = self.cgroups_in(path)
+        found.update({f"{path}/{name}": directory for name, directory in inside.items()})
+        return list(inside)
+
     def has_cgroup(self, path: str) -> bool:
         """Whether any hierarchy has it."""
         return any((mount / cgroupfs.relative(path)).is_dir() for mount in self.hierarchies.values())
@@ -103,6 +132,16 @@ class Node:
     def nsfs(self) -> int:
         """The device of all namespace files. Raises OSError."""
         return os.stat(f"{self.places.proc}/self/ns/net").st_dev
+
+
+def target(process: ProcessInfo, *, graceful: bool = False) -> tuple[ProcessTarget, ...]:
+    """A process, for `reap`."""
+    return (ProcessTarget(process.pid, process.start_time, longest_cgroup(process), graceful),)
+
+
+def longest_cgroup(process: ProcessInfo) -> str:
+    """The most telling of its cgroups: on v1 some hierarchies may have it in their root."""
+    return max(process.cgroups.values(), key=len, default="")
 
 
 def named(processes: Sequence[ProcessInfo], limit: int = 5) -> str:
@@ -128,20 +167,12 @@ def _processes(proc: Path) -> tuple[dict[int, ProcessInfo], dict[int, str]]:
     return found, unreadable
 
 
-def _mounts(places: Places) -> list[MountInfo]:
+def _mounts(places: Places, runtimes: Sequence[Runtime]) -> list[MountInfo]:
     """The table has real paths."""
     table = files.read(f"{places.proc}/self/mountinfo")
-    tops = (places.state_dir, places.root_dir)
-    return list({mount.mount_id: mount for top in tops for mount in parse_below(table, Path(os.path.realpath(top)))}.values())
-
-
-def _others(places: Places, processes: Mapping[int, ProcessInfo], another_orlop: bool) -> list[str]:
-    signs = [str(socket) for socket in places.other_runtimes if os.path.lexists(socket)]
-    for process in processes.values():
-        shim = commands.shim(process.cmdline)
-        if (shim is not None and shim.address != places.address) or process.comm == "conmon":
-            signs.append(named([process]))
-    return signs + ["another orlop serve"] * another_orlop
+    tops = {places.state_dir, places.root_dir, *(runtime.state for runtime in runtimes if runtime.state)}
+    found = [mount for top in tops for mount in parse_below(table, Path(os.path.realpath(top)))]
+    return sorted({mount.mount_id: mount for mount in found}.values(), key=lambda mount: mount.mount_id)
 
 
 def _boot_time(proc: Path) -> float:

@@ -1,11 +1,12 @@
-"""Pinned namespaces that no ledger entry owns: IPC and UTS below the state directory, the network in /run/netns.
+"""Pinned namespaces that nobody owns: IPC and UTS below the state directory, the network in /run/netns.
 
-The first are certainly ours. A `cni-*` in /run/netns can be any runtime's: where there is a sign of another one, those that
-the ledger doesn't have are taken for its own; else they are reported, their owner unknown, if no process is inside.
+The first are certainly ours. One in /run/netns can be any runtime's: one that the ledger doesn't have, and that no process is in,
+is that of the sandbox that libcni's cache has it for; the other runtimes on the node are asked for that.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,10 +14,14 @@ from agent.errdefs import Unavailable
 from agent.leaks.finding import Finding, State, Thing
 from agent.leaks.look import Look
 from agent.leaks.node import INIT, Node
-from agent.leaks.paths import entries
+from agent.leaks.paths import entries, modified
+from agent.leaks.suspects import Suspect, judged
+from agent.leaks.targets import PinTarget
 from agent.store.ledger import Kind
 
-PREFIX = "cni-"
+_OURS = re.compile(r"cni-.*")
+_UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+"""CRI-O's."""
 
 
 def find(look: Look) -> Iterator[Finding]:
@@ -29,33 +34,48 @@ def find(look: Look) -> Iterator[Finding]:
                 what=str(path),
                 owner="orlop",
                 state=State.LEAKED,
-                why="a namespace pin in the agent's own directory that no ledger entry owns; it keeps the namespace alive",
+                why="a namespace pin in the agent's own directory that no ledger entry owns",
                 releases="umount and unlink of the pin",
+                pins="the namespace",
+                targets=(PinTarget(path, inode(look.node, path)),),
             )
 
 
 def find_network(look: Look) -> Iterator[Finding]:
-    if look.node.others:
-        return
+    """Those of the names that runtimes give; `ip netns add blue` is the operator's."""
+    suspects = _network(look)
+    yield from judged(look, suspects) if look.beside_others else (suspect.finding for suspect in suspects)
+
+
+def _network(look: Look) -> Iterator[Suspect]:
     owned = look.owned.keys(Kind.NETNS)
-    unowned = [path for path in entries(look.places.netns_dir) if path.name.startswith(PREFIX) and str(path) not in owned]
+    names = re.compile(f"{_OURS.pattern}|{_UUID.pattern}" if look.beside_others else _OURS.pattern)
+    unowned = [path for path in entries(look.places.netns_dir) if names.fullmatch(path.name) and str(path) not in owned]
     inodes = {path: inode(look.node, path) for path in unowned}
     inside = _processes_in(look.node, {found for found in inodes.values() if found is not None})
+    sandboxes = {Path(result.netns).name: result.sandbox for result in look.network.results(look.places.results)} if unowned else {}
     for path, found in inodes.items():
         if found in inside:
             continue
         if found is None:
             why = "a file where network namespaces are pinned, with none mounted on it"
         else:
-            why = "a pinned network namespace with no process in it, and with it its interfaces and addresses"
-        yield Finding(
+            why = "a pinned network namespace with no process in it"
+        sandbox = sandboxes.get(path.name, "")
+        whose = f", was made for sandbox {sandbox}" if sandbox else ""
+        finding = Finding(
             kind=Thing.NETNS,
             what=str(path),
             owner="unknown",
             state=State.LEAKED,
-            why=f"{why}; the ledger doesn't have it, and there is no sign of another runtime on the node that could have made it",
+            why=f"{why}{whose}; the ledger doesn't have it, nor has another runtime on the node",
             releases="CNI DEL for the sandbox whose it was, with what its ADD was called with; then the umount and unlink of the pin",
+            since=modified(path),
+            identity=str(found),
+            pins="the network namespace, and with it its interfaces and addresses",
+            targets=(PinTarget(path, found),),
         )
+        yield Suspect(finding, sandbox)
 
 
 def inode(node: Node, pin: Path) -> int | None:

@@ -7,12 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-OTHER_RUNTIMES = (
-    Path("/run/containerd/containerd.sock"),
-    Path("/run/k3s/containerd/containerd.sock"),
-    Path("/run/crio/crio.sock"),
-)
-"""Sockets of runtimes that pin network namespaces, lease addresses and start shims at the same places as we do."""
+from agent.leaks import owners
 
 
 class Runtime(Protocol):
@@ -39,7 +34,7 @@ class Runtime(Protocol):
 
 @dataclass(frozen=True)
 class Places:
-    """Paths and names by which a resource is known for ours. The last four are others in tests only."""
+    """Paths and names by which a resource is known for ours. The last five are others in tests only."""
 
     state_dir: Path
     """/run/orlop"""
@@ -60,9 +55,12 @@ class Places:
     """The cgroup parent of pods whose client names none."""
     leases: Path = Path("/var/lib/cni/networks")
     """host-local's directory."""
+    results: Path = Path("/var/lib/cni/results")
+    """libcni's cache."""
     proc: Path = Path("/proc")
     cgroup_root: Path = Path("/sys/fs/cgroup")
-    other_runtimes: tuple[Path, ...] = OTHER_RUNTIMES
+    other_runtimes: tuple[owners.Runtime, ...] = owners.KNOWN
+    """Where other runtimes may be."""
 
     @classmethod
     def of(cls, runtime: Runtime, *, netns_dir: Path, pod_cgroup: str) -> Places:

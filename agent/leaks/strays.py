@@ -13,7 +13,7 @@ from pathlib import Path
 from agent.leaks import inits
 from agent.leaks.finding import Finding, State, Thing
 from agent.leaks.look import Look
-from agent.leaks.node import INIT, Node, named
+from agent.leaks.node import INIT, Node, named, target
 from agent.linux import files
 from agent.linux.mountinfo import parse_mountinfo
 from agent.linux.procfs import ProcessInfo
@@ -42,9 +42,11 @@ def find(look: Look) -> Iterator[Finding]:
             what=f"processes of container {key}",
             owner="orlop",
             state=State.LEAKED,
-            why=f"{named(processes)} still in the rootfs of a container that the ledger doesn't have; it pins the mount of its snapshot",
+            why=f"{named(processes)} still in the rootfs of a container that the ledger doesn't have",
             releases="cgroup.kill of its cgroup, or SIGKILL by pidfd to each process; then the unmount of its rootfs",
             since=min(map(look.node.started, processes)),
+            pins="the mount of its snapshot, and the cgroup of the container",
+            targets=tuple(found for process in processes for found in target(process)),
         )
     if unreadable:
         pids = ", ".join(map(str, sorted(unreadable)))

@@ -9,7 +9,7 @@ from agent import log, metrics
 from agent.errdefs import OrlopError
 from agent.leaks.audit import ReadLedger, audit
 from agent.leaks.finding import Finding, State, Thing
-from agent.leaks.look import ReadLeases
+from agent.leaks.look import Network
 from agent.leaks.places import Places
 
 _log = log.get("leaks")
@@ -19,7 +19,7 @@ INTERVAL = 60.0
 async def watch(
     ledger: ReadLedger,
     places: Places,
-    read_leases: ReadLeases,
+    network: Network,
     *,
     interval: float = INTERVAL,
     sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
@@ -30,7 +30,7 @@ async def watch(
     while True:
         await sleep(interval)
         try:
-            found = await audit(ledger, places, read_leases, sleep=sleep)
+            found = await audit(ledger, places, network, sleep=sleep)
         except (OSError, OrlopError) as error:
             if str(error) != problem:
                 problem = str(error)

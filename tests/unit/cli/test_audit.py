@@ -47,8 +47,8 @@ class FakeDaemon(Client):
 def node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeNode:
     node = FakeNode(tmp_path)
     monkeypatch.setattr(layout, "places", lambda _: node.places)
-    monkeypatch.setattr(command, "read_leases", node.read_leases)
-    monkeypatch.setattr(command, "find", functools.partial(audit, settle=0))
+    monkeypatch.setattr(command, "Inventory", lambda: node.network)
+    monkeypatch.setattr(command, "find", functools.partial(audit, settle=0, ask=node.ask))
     return node
 
 

@@ -11,7 +11,9 @@ from typing import Any
 
 from agent.leaks.audit import audit
 from agent.leaks.finding import Finding
+from agent.leaks.foreign import Answer
 from agent.leaks.owned import LedgerRead
+from agent.leaks.owners import Runtime
 from agent.leaks.places import Places
 from agent.store.kinds import Kind
 from agent.store.ledger import Intent, Resource, State
@@ -37,6 +39,14 @@ class FakeLease:
     path: Path = Path("/var/lib/cni/networks/pods/x")
 
 
+@dataclass(frozen=True)
+class FakeResult:
+    sandbox: str
+    netns: str = ""
+    network: str = "pods"
+    path: Path = Path("/var/lib/cni/results/x")
+
+
 @dataclass
 class FakeNode:
     """Paths are real; what a test puts there is what the detectors find."""
@@ -44,6 +54,9 @@ class FakeNode:
     top: Path
     ledger: list[Resource] = field(default_factory=list)
     leases: list[FakeLease] = field(default_factory=list)
+    results: list[FakeResult] = field(default_factory=list)
+    answers: dict[str, Answer] = field(default_factory=dict)
+    """Of other runtimes, by their sockets; without one they don't answer."""
     slept: list[float] = field(default_factory=list)
     now: float = NOW
     served: bool = False
@@ -64,13 +77,16 @@ class FakeNode:
             leases=self.top / "networks",
             proc=self.top / "proc",
             cgroup_root=self.top / "cgroup",
-            other_runtimes=(self.top / "run/containerd/containerd.sock",),
+            results=self.top / "results",
+            other_runtimes=(Runtime("containerd", self.top / "run/containerd/containerd.sock", self.top / "run/containerd"),),
         )
         self.cgroup("/")
         (self.places.cgroup_root / "cgroup.controllers").touch()
         (self.places.proc / "self/ns").mkdir(parents=True)
         (self.places.proc / "self/ns/net").touch()
         (self.places.proc / "self/ns/mnt").symlink_to("mnt:[1]")
+        (self.places.proc / "net").mkdir()
+        self.listens()
         (self.places.proc / "stat").write_text(f"cpu 1 2 3\nbtime {BOOTED}\n")
         self.mounts()
 
@@ -94,6 +110,8 @@ class FakeNode:
         net: int = 1,
         upper: Path | None = None,
         state: str = "S",
+        ppid: int = 1,
+        cwd: Path | None = None,
     ) -> int:
         """Start a process; its start time."""
         directory = self.places.proc / str(pid)
@@ -101,19 +119,21 @@ class FakeNode:
         (directory / "fd").mkdir()
         started = round((NOW - BOOTED - age) * TICKS)
         name = comm or Path(command[0]).name[:15]
-        (directory / "stat").write_text(f"{pid} ({name}) {state} 1 {' 0' * 17} {started} 0 0\n")
+        (directory / "stat").write_text(f"{pid} ({name}) {state} {ppid} {' 0' * 17} {started} 0 0\n")
         (directory / "cmdline").write_text("".join(f"{argument}\0" for argument in command))
         (directory / "cgroup").write_text(f"0::{cgroup}\n")
         (directory / "ns/mnt").symlink_to(f"mnt:[{mnt}]")
         (directory / "ns/net").symlink_to(f"net:[{net}]")
+        if cwd:
+            (directory / "cwd").symlink_to(cwd)
         for number, link in enumerate(links):
             (directory / "fd" / str(number)).symlink_to(link)
         root = f"overlay overlay rw,lowerdir=/l/0,upperdir={upper},workdir=/w" if upper else "ext4 /dev/sda rw"
         (directory / "mountinfo").write_text(f"1 0 8:1 / / rw - {root}\n")
         return started
 
-    def shim(self, pid: int, shim: str, *action: str, address: str = "", **more: Any) -> int:
-        flags = ("-namespace", "k8s.io", "-id", shim, "-address", address or self.places.address)
+    def shim(self, pid: int, shim: str, *action: str, address: str = "", namespace: str = "k8s.io", **more: Any) -> int:
+        flags = ("-namespace", namespace, "-id", shim, "-address", address or self.places.address)
         return self.process(pid, "/usr/bin/containerd-shim-runc-v2", *flags, *action, **more)
 
     def mounts(self, *rows: tuple[Path, str, str]) -> None:
@@ -124,6 +144,19 @@ class FakeNode:
     def cgroup(self, path: str) -> None:
         (self.places.cgroup_root / path.strip("/")).mkdir(parents=True, exist_ok=True)
 
+    def listens(self, *sockets: Path) -> None:
+        """Somebody listens at these sockets."""
+        lines = [f"0000: 00000002 00000000 00010000 0001 01 {inode} {socket}" for inode, socket in enumerate(sockets)]
+        (self.places.proc / "net/unix").write_text("\n".join(["Num RefCount Protocol Flags Type St Inode Path", *lines, ""]))
+
+    def containerd(self, *ids: str, uids: Sequence[str] = (), problem: str = "") -> Runtime:
+        """There is one; it has these sandboxes and containers, or doesn't say."""
+        [runtime] = self.places.other_runtimes
+        self.has(runtime.socket.parent)
+        runtime.socket.touch()
+        self.answers[str(runtime.socket)] = Answer(runtime, frozenset(ids), frozenset(uids), problem)
+        return runtime
+
     def has(self, path: Path) -> Path:
         """Make a directory."""
         path.mkdir(parents=True, exist_ok=True)
@@ -132,7 +165,15 @@ class FakeNode:
     # ---- what is found
 
     async def audit(self) -> list[Finding]:
-        return await audit(self.read, self.places, self.read_leases, settle=1, sleep=self.sleep, clock=lambda: self.now)
+        return await audit(self.read, self.places, self.network, ask=self.ask, settle=1, sleep=self.sleep, clock=lambda: self.now)
+
+    @property
+    def network(self) -> FakeNetwork:
+        return FakeNetwork(self)
+
+    async def ask(self, runtimes: Sequence[Runtime]) -> list[Answer]:
+        silent = "nobody answers"
+        return [replace(self.answers.get(str(one.socket), Answer(one, problem=silent)), runtime=one) for one in runtimes]
 
     async def found(self) -> list[tuple[str, str, str]]:
         """Kind, state and owner of each finding."""
@@ -146,9 +187,20 @@ class FakeNode:
     async def read(self) -> LedgerRead:
         return LedgerRead(list(self.ledger), self.served)
 
-    def read_leases(self, directory: Path) -> Iterable[FakeLease]:
-        assert directory == self.places.leases
-        return list(self.leases)
-
     async def sleep(self, seconds: float) -> None:
         self.slept.append(seconds)
+
+
+@dataclass(frozen=True)
+class FakeNetwork:
+    """What network plugins wrote down."""
+
+    node: FakeNode
+
+    def leases(self, directory: Path) -> Iterable[FakeLease]:
+        assert directory == self.node.places.leases
+        return list(self.node.leases)
+
+    def results(self, directory: Path) -> Iterable[FakeResult]:
+        assert directory == self.node.places.results
+        return list(self.node.results)

@@ -40,7 +40,7 @@ async def between(node: FakeNode, change: Callable[[], object]) -> list[tuple[st
     async def sleep(_: float) -> None:
         change()
 
-    found = await audit(node.read, node.places, node.read_leases, sleep=sleep, clock=lambda: node.now)
+    found = await audit(node.read, node.places, node.network, ask=node.ask, sleep=sleep, clock=lambda: node.now)
     return [(finding.kind.value, finding.state.value, finding.owner) for finding in found]
 
 
@@ -118,7 +118,7 @@ async def test_metrics_tell_the_last_audit(node: FakeNode) -> None:
 async def test_a_finding_as_json(node: FakeNode) -> None:
     node.shim(7, STRANGER)
     row = json.loads(json.dumps((await node.only()).to_json()))
-    assert list(row) == ["kind", "what", "owner", "state", "since", "why", "releases"]
+    assert list(row) == ["kind", "what", "owner", "state", "sure", "since", "pins", "why", "releases"]
     assert (row["kind"], row["state"]) == ("shim", "leaked")
 
 
@@ -139,7 +139,7 @@ class Turns:
 async def watched(node: FakeNode, *steps: Callable[[], object]) -> list[str]:
     """What the watch logs, with each step played before one audit."""
     with capture_logs() as logs, pytest.raises(asyncio.CancelledError):
-        await watch(node.read, node.places, node.read_leases, sleep=Turns(*steps))
+        await watch(node.read, node.places, node.network, sleep=Turns(*steps))
     return [f"{entry['event']} {entry.get('kind', entry.get('error'))}" for entry in logs]
 
 
@@ -182,5 +182,5 @@ async def test_the_watch_goes_on_when_the_ledger_can_not_be_read(node: FakeNode)
         raise Unavailable("no ledger")
 
     with capture_logs() as logs, pytest.raises(asyncio.CancelledError):
-        await watch(unreadable, node.places, node.read_leases, sleep=Turns(nothing, nothing))
+        await watch(unreadable, node.places, node.network, sleep=Turns(nothing, nothing))
     assert [entry["error"] for entry in logs] == ["no ledger"]

@@ -11,7 +11,7 @@ import pytest
 from agent.leaks.finding import Thing
 from agent.store.kinds import Kind
 from agent.store.ledger import State as EntryState
-from tests.unit.leaks.fakes import CONTAINER, SANDBOX, STRANGER, FakeLease, FakeNode
+from tests.unit.leaks.fakes import CONTAINER, NOW, SANDBOX, STRANGER, FakeLease, FakeNode
 
 # ---- mounts
 
@@ -23,7 +23,7 @@ async def test_a_rootfs_that_is_still_mounted(node: FakeNode) -> None:
     finding = await node.only()
     assert (finding.kind, finding.what, finding.state.value) == (Thing.MOUNT, str(rootfs), "leaked")
     assert f"container {STRANGER}" in finding.why
-    assert f"pins {upper}" in finding.why
+    assert finding.pins == str(upper)
 
 
 async def test_any_mount_below_our_directories_has_an_owner(node: FakeNode) -> None:
@@ -116,16 +116,15 @@ async def test_a_network_namespace_of_which_it_can_not_be_told(node: FakeNode) -
 
 
 def containerd(node: FakeNode) -> None:
-    node.has(node.places.other_runtimes[0].parent)
-    node.places.other_runtimes[0].touch()
+    node.containerd(problem="it hangs")
 
 
 def foreign_shim(node: FakeNode) -> None:
-    node.shim(70, STRANGER, address="/run/k3s/containerd.sock")
+    node.shim(70, SANDBOX, address="/run/k3s/containerd.sock", age=1)
 
 
 def conmon(node: FakeNode) -> None:
-    node.process(70, "/usr/bin/conmon", "-c", STRANGER)
+    node.process(70, "/usr/bin/conmon", "-c", SANDBOX, age=1)
 
 
 def second_orlop(node: FakeNode) -> None:
@@ -133,21 +132,23 @@ def second_orlop(node: FakeNode) -> None:
 
 
 @pytest.mark.parametrize("sign", [containerd, foreign_shim, conmon, second_orlop])
-async def test_beside_another_runtime_what_looks_the_same_is_taken_for_its_own(node: FakeNode, sign: object) -> None:
-    network_pin(node)
-    node.leases.append(FakeLease("10.1.0.5", STRANGER))
-    stale_socket(node, STRANGER)
-    assert [kind for kind, _, _ in await node.found()] == ["netns", "cni", "socket", "socket"]
+async def test_beside_a_runtime_that_does_not_answer_what_looks_the_same_is_unknown(node: FakeNode, sign: object) -> None:
+    os.utime(network_pin(node), (NOW - 1000,) * 2)
+    lease = node.has(node.top / "networks") / "x"
+    lease.touch()
+    os.utime(lease, (NOW - 1000,) * 2)
+    node.leases.append(FakeLease("10.1.0.5", STRANGER, path=lease))
+    assert await node.found() == [("netns", "leaked", "unknown"), ("cni", "leaked", "unknown")]
     assert callable(sign)
     sign(node)
-    assert await node.found() == []
+    assert await node.found() == [("netns", "unknown", "unknown"), ("cni", "unknown", "unknown")]
 
 
 async def test_our_own_daemon_is_no_other_runtime(node: FakeNode) -> None:
     node.process(70, "/usr/bin/orlop", "serve")
     network_pin(node)
     node.cgroup(f"/orlop-shims/{STRANGER}")
-    assert await node.found() == []
+    assert await node.found() == []  # the pin is young
     node.served = True
     assert len(await node.found()) == 2
 
@@ -253,7 +254,7 @@ async def test_the_socket_of_a_leaked_shim_is_in_use(node: FakeNode) -> None:
 
 async def test_a_socket_is_known_by_what_else_was_left(node: FakeNode) -> None:
     """Also beside another runtime."""
+    node.containerd()
     stale_socket(node, STRANGER)
-    containerd(node)
     node.has(node.places.bundles / f".{STRANGER}")
     assert await node.found() == [("bundle", "leaked", "orlop"), *[("socket", "leaked", "orlop")] * 2]

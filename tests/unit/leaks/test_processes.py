@@ -24,7 +24,7 @@ async def test_a_shim_that_the_ledger_does_not_have(node: FakeNode) -> None:
     finding = await node.only()
     assert (finding.kind, finding.state, finding.owner, finding.since) == (Thing.SHIM, State.LEAKED, "orlop", NOW - 60)
     assert finding.what == f"process 7 (containerd-shim-runc-v2 -id {STRANGER})"
-    assert str(node.places.shim_sockets(STRANGER)[0]) in finding.why
+    assert str(node.places.shim_sockets(STRANGER)[0]) in finding.pins
 
 
 @pytest.mark.parametrize("kind", [Kind.SHIM, Kind.TASK])
@@ -42,7 +42,7 @@ async def test_a_helper_that_nobody_waits_for(node: FakeNode) -> None:
 
 async def test_the_shim_of_another_runtime_is_not_ours(node: FakeNode) -> None:
     node.shim(7, STRANGER, address="/run/containerd/containerd.sock")
-    assert await node.found() == []
+    assert await node.found() == [("shim", "unknown", "containerd")]
 
 
 async def test_a_second_shim_of_one_sandbox(node: FakeNode) -> None:
@@ -100,7 +100,7 @@ async def test_an_init_whose_container_the_ledger_does_not_have(node: FakeNode, 
     finding = await node.only()
     assert (finding.kind, finding.state, finding.since) == (Thing.RUNC_INIT, State.LEAKED, NOW - 1)
     assert f"container {CONTAINER}" in finding.why
-    assert f"/pods/{CONTAINER}" in finding.why
+    assert f"/pods/{CONTAINER}" in finding.pins
 
 
 @pytest.mark.parametrize("name", [STRANGER, f"cri-orlop-{STRANGER}.scope"])
@@ -112,7 +112,7 @@ async def test_an_init_without_a_fifo_is_known_by_the_pod_it_is_in(node: FakeNod
 
 @pytest.mark.parametrize("comm", ["runc:[2:INIT]", "crun"])
 async def test_the_init_of_another_runtime_is_not_ours(node: FakeNode, comm: str) -> None:
-    init(node, root="/run/containerd/runc/k8s.io", cgroup=f"/kubepods/{CONTAINER}", comm=comm)
+    init(node, root="/run/docker/runtime-runc/moby", cgroup=f"/kubepods/{CONTAINER}", comm=comm)
     assert await node.found() == []
 
 

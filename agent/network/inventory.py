@@ -1,0 +1,58 @@
+"""What network plugins keep on the node's disk about every attachment, whichever runtime asked for it: for `orlop audit`.
+
+Addresses that host-local leased, and the results that libcni caches. Blocking; callers use a thread.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from agent.network.leases import Lease, read_leases
+
+_LONGEST = 1 << 20
+
+
+@dataclass(frozen=True)
+class CachedResult:
+    """The result of one ADD, in libcni's cache. Fields are empty where its file doesn't say."""
+
+    network: str
+    sandbox: str
+    netns: str
+    path: Path
+
+
+class Inventory:
+    """Reads what is there; made once, and without a state."""
+
+    def leases(self, directory: Path) -> list[Lease]:
+        """As `read_leases`."""
+        return read_leases(directory)
+
+    def results(self, directory: Path) -> list[CachedResult]:
+        """All cached results in `directory`; what isn't one, or vanishes while we look, is left out.
+
+        Raises:
+            OSError: the directory is there but can't be read.
+        """
+        try:
+            paths = sorted(directory.iterdir())
+        except FileNotFoundError:
+            return []
+        return [result for path in paths if (result := _read(path)) is not None]
+
+
+def _read(path: Path) -> CachedResult | None:
+    try:
+        if path.is_symlink() or not path.is_file() or path.stat().st_size > _LONGEST:
+            return None
+        content = json.loads(path.read_bytes())
+        interfaces = (content.get("result") or {}).get("interfaces") or []
+        # libcni writes down the network namespace only since 1.2; the plugins' results name it in `sandbox`.
+        netns = content.get("netns") or next((name for entry in interfaces if (name := entry.get("sandbox"))), "")
+        found = (content.get("networkName", ""), content.get("containerId", ""), netns)
+    except (FileNotFoundError, ValueError, AttributeError, TypeError):
+        return None
+    return CachedResult(*found, path) if all(isinstance(text, str) for text in found) else None
