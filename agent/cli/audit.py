@@ -1,9 +1,10 @@
-"""`orlop audit`: the ledger against the node. Asks the running daemon for its ledger; reads the files of one that is down."""
+"""`orlop audit`: ledger and other runtimes against the node, as a table, as JSON, or as one line for a node-problem-detector."""
 
 from __future__ import annotations
 
 import asyncio
-import json
+import time
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,60 +12,61 @@ from typing import Any
 import click
 
 from agent import log
-from agent.cli import output
-from agent.config.settings import Settings, load
+from agent.cli import ledger, output
+from agent.config.settings import Settings
 from agent.daemon import layout
-from agent.errdefs import DataLoss, InvalidArgument, OrlopError, Unavailable
-from agent.leaks import Finding, LedgerRead, ReadLedger, State
+from agent.errdefs import OrlopError
+from agent.leaks import Finding, State
 from agent.leaks import audit as find
 from agent.network import Inventory
-from agent.store.ledger import Kind, Resource
-from agent.store.ledger import State as EntryState
-from agent.store.store import Store
-from cri.api import admin_pb2
 from cri.client import Client
 
-COLUMNS = ("kind", "what", "owner", "state", "since", "why", "releases")
+COLUMNS = ("kind", "what", "owner", "state", "sure", "since", "pins", "why", "releases")
 CLEAN, LEAKS, CANNOT_LOOK = 0, 1, 2
-_ANSWER = 10.0
-"""Seconds for the daemon to tell its ledger, which it has in memory."""
+"""Exit codes; node-problem-detector's OK, NonOK and Unknown are the same numbers."""
+_NPD_LENGTH = 80
+"""What it shows of a line (`max_output_length`)."""
 
 
-def run(config: Path, socket: str, form: str) -> int:
-    """The command. `socket` is what the user gave: the daemon whose ledger is compared has to be that of `config`."""
+def run(config: Path, socket: str, form: str, grace: float) -> int:
+    """The command; `form` is "table", "json" or "npd"."""
     log.configure(level="warning")
     try:
-        settings = load(config)
-        if socket not in (str(Settings.socket), str(settings.socket)):
-            raise InvalidArgument(
-                f"{socket} is not the socket of {config}: an audit needs the configuration of the daemon it asks (--config)"
-            )
+        settings = ledger.settings_for(config, socket)
     except OrlopError as error:
-        click.echo(f"orlop: {error}", err=True)
-        return CANNOT_LOOK
+        return _cannot_look(str(error), form)
 
     async def call() -> int:
         async with Client(str(settings.socket)) as client:
-            return await audit(settings, client, form)
+            return await audit(settings, client, form, grace)
 
     return asyncio.run(call())
 
 
-async def audit(settings: Settings, client: Client | None, form: str) -> int:
+async def audit(settings: Settings, client: Client | None, form: str, grace: float) -> int:
     """Print what is found; the exit code: 0 clean, 1 something is leaked, missing or not released, 2 it could not be looked at.
 
     `client` is one of the daemon of these `settings`; None: read its files.
     """
     try:
-        found = await find(_ledger(settings, client), layout.places(settings), Inventory())
+        found = await find(ledger.reader(settings, client), layout.places(settings), Inventory(), grace=grace)
     except (OSError, OrlopError) as error:
-        click.echo(f"orlop: the node could not be audited: {error}", err=True)
-        return CANNOT_LOOK
-    if found or form == "json":
-        output.show([_row(finding, form) for finding in found], COLUMNS, form)
+        return _cannot_look(f"the node could not be audited: {error}", form)
+    if form == "npd":
+        click.echo(_line(found))
+    elif found or form == "json":
+        output.show([row(finding, form) for finding in found], COLUMNS, form)
     else:
         click.echo("clean: the node is as the ledger says")
     return _exit_code(found)
+
+
+def row(finding: Finding, form: str) -> dict[str, Any]:
+    """A finding for `output.show`."""
+    cells = finding.to_json()
+    if form != "json":
+        cells["since"] = "" if finding.since is None else output.age(int(finding.since * 1e9))
+    return cells
 
 
 def _exit_code(found: Sequence[Finding]) -> int:
@@ -73,46 +75,23 @@ def _exit_code(found: Sequence[Finding]) -> int:
     return CANNOT_LOOK if found else CLEAN
 
 
-def _row(finding: Finding, form: str) -> dict[str, Any]:
-    row = finding.to_json()
-    if form != "json":
-        row["since"] = "" if finding.since is None else output.age(int(finding.since * 1e9))
-    return row
+def _cannot_look(reason: str, form: str) -> int:
+    if form == "npd":
+        click.echo(f"audit failed: {reason}"[:_NPD_LENGTH])
+    click.echo(f"orlop: {reason}", err=True)
+    return CANNOT_LOOK
 
 
-def _ledger(settings: Settings, client: Client | None) -> ReadLedger:
-    async def read() -> LedgerRead:
-        if client is not None:
-            try:
-                answer = await client.call("Ledger", admin_pb2.LedgerRequest(), timeout=_ANSWER)
-            except Unavailable:
-                pass  # it is down, or starting: then its lock says so
-            else:
-                return LedgerRead([_resource(entry) for entry in answer.resources], served=True)
-        store = await Store.open_read_only(settings.state_dir, settings.root_dir)
-        try:
-            return LedgerRead(store.ledger.all(), served=False)
-        finally:
-            await store.close()  # at once: its lock would keep a daemon from starting
-
-    return read
-
-
-def _resource(entry: admin_pb2.Resource) -> Resource:
-    """Raises DataLoss: a daemon of another version, whose ledger this command doesn't understand."""
-    try:
-        return Resource(
-            kind=Kind(entry.kind),
-            key=entry.key,
-            sandbox=entry.sandbox,
-            container=entry.container,
-            state=EntryState(entry.state),
-            data=json.loads(entry.data),
-            attempts=entry.attempts,
-            error=entry.error,
-            created=entry.created,
-            failed_since=entry.failed_since or None,
-            next_attempt=entry.next_attempt or None,
-        )
-    except ValueError as error:
-        raise DataLoss(f"the daemon has a ledger entry {entry.kind} {entry.key} that this command doesn't know: {error}") from error
+def _line(found: Sequence[Finding]) -> str:
+    """What a node-problem-detector reports as the condition's message: the counts first, since it cuts the rest off."""
+    wrong = [finding for finding in found if finding.state is not State.UNKNOWN]
+    if not wrong:
+        return "something can't be looked at; see `orlop audit`" if found else "nothing is leaked"
+    parts = []
+    for state, number in Counter(finding.state for finding in wrong).items():
+        kinds = Counter(finding.kind for finding in wrong if finding.state is state)
+        parts.append(f"{number} {state}: " + ", ".join(f"{count} {kind}" for kind, count in kinds.most_common()))
+    text = "; ".join(parts)
+    since = [finding.since for finding in wrong if finding.since is not None]
+    oldest = f"; oldest {output.age(int(min(since) * 1e9))}" if since and min(since) < time.time() else ""
+    return text[: _NPD_LENGTH - len(oldest)] + oldest

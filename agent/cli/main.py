@@ -136,16 +136,18 @@ def rm(given: Options, pods: tuple[str, ...], grace: int) -> None:
 
 @main.command()
 @click.option("--config", type=click.Path(path_type=Path), help="Overrides the option of the same name before the command.")
+@click.option("--npd", is_flag=True, help="One line and the exit code for node-problem-detector's custom plugin monitor.")
+@click.option("--grace", default=300.0, show_default=True, help="Seconds; what may be another runtime's and is younger isn't judged.")
 @options
-def audit(given: Options, config: Path | None) -> None:
-    """Compare the ledger with the node.
+def audit(given: Options, config: Path | None, npd: bool, grace: float) -> None:
+    """Compare the node with the ledger, and with what other runtimes on it have.
 
-    Shows what is leaked, missing, or could not be released yet, and what would release it; the daemon may be down. Exit code: 0 for
-    clean, 1 if there is any, 2 if the node could not be looked at.
+    Shows what is leaked, missing, or could not be released yet, whose it was, what it pins and what would release it. The daemon
+    may be down, or never have been there. Exit code: 0 for clean, 1 if there is any, 2 if the node could not be looked at.
     """
     from agent.cli.audit import run as run_audit
 
-    _reporting(lambda: run_audit(config or given.config, given.socket, given.output))
+    _reporting(lambda: run_audit(config or given.config, given.socket, "npd" if npd else given.output, grace))
 
 
 @main.group()

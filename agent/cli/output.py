@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-_SENTENCES = ("what", "why", "releases")
+_SENTENCES = ("what", "pins", "why", "releases")
 """Columns that may take several lines."""
 _NO_WIDTH = 1_000_000
 

@@ -64,9 +64,9 @@ def settings(node: FakeNode) -> Settings:
 
 
 async def test_a_clean_node(node: FakeNode, capsys: pytest.CaptureFixture[str]) -> None:
-    assert await command.audit(settings(node), FakeDaemon(node), "table") == command.CLEAN
+    assert await command.audit(settings(node), FakeDaemon(node), "table", 300) == command.CLEAN
     assert capsys.readouterr().out == "clean: the node is as the ledger says\n"
-    assert await command.audit(settings(node), FakeDaemon(node), "json") == command.CLEAN
+    assert await command.audit(settings(node), FakeDaemon(node), "json", 300) == command.CLEAN
     assert json.loads(capsys.readouterr().out) == []
 
 
@@ -75,13 +75,13 @@ async def test_a_leak_beside_what_the_daemon_owns(node: FakeNode, capsys: pytest
     node.has(node.places.bundles / SANDBOX)
     node.owns(Kind.SHIM, SANDBOX, pid=7, start_time=started)
     left = node.has(node.places.bundles / STRANGER)
-    assert await command.audit(settings(node), FakeDaemon(node), "json") == command.LEAKS
+    assert await command.audit(settings(node), FakeDaemon(node), "json", 300) == command.LEAKS
     [row] = json.loads(capsys.readouterr().out)
     assert (row["kind"], row["what"], row["state"], row["owner"]) == ("bundle", str(left), "leaked", "orlop")
     assert row["since"] == left.stat().st_mtime
-    assert await command.audit(settings(node), FakeDaemon(node), "table") == command.LEAKS
+    assert await command.audit(settings(node), FakeDaemon(node), "table", 300) == command.LEAKS
     header, *lines = capsys.readouterr().out.splitlines()
-    assert header.split() == ["KIND", "WHAT", "OWNER", "STATE", "SINCE", "WHY", "RELEASES"]
+    assert header.split() == ["KIND", "WHAT", "OWNER", "STATE", "SURE", "SINCE", "PINS", "WHY", "RELEASES"]
     assert "bundle" in lines[0]
 
 
@@ -90,12 +90,12 @@ async def test_what_is_missing_or_was_not_released_is_no_clean_node(node: FakeNo
     entry = node.owns(Kind.SNAPSHOT, CONTAINER)
     if not missing:
         node.ledger[:] = [entry.failed("busy", NOW, NOW + 1)]
-    assert await command.audit(settings(node), FakeDaemon(node), "table") == command.LEAKS
+    assert await command.audit(settings(node), FakeDaemon(node), "table", 300) == command.LEAKS
 
 
 async def test_what_can_not_be_told_is_neither_clean_nor_a_leak(node: FakeNode) -> None:
     (node.places.proc / "7/stat").mkdir(parents=True)
-    assert await command.audit(settings(node), FakeDaemon(node), "table") == command.CANNOT_LOOK
+    assert await command.audit(settings(node), FakeDaemon(node), "table", 300) == command.CANNOT_LOOK
 
 
 async def stored(node: FakeNode) -> Store:
@@ -108,10 +108,10 @@ async def stored(node: FakeNode) -> Store:
 
 async def test_the_files_of_a_daemon_that_is_down(node: FakeNode) -> None:
     await (await stored(node)).close()
-    assert await command.audit(settings(node), FakeDaemon(node, Unavailable("nobody listens")), "table") == command.CLEAN
-    assert await command.audit(settings(node), None, "table") == command.CLEAN
+    assert await command.audit(settings(node), FakeDaemon(node, Unavailable("nobody listens")), "table", 300) == command.CLEAN
+    assert await command.audit(settings(node), None, "table", 300) == command.CLEAN
     node.has(node.places.bundles / STRANGER)
-    assert await command.audit(settings(node), None, "table") == command.LEAKS
+    assert await command.audit(settings(node), None, "table", 300) == command.LEAKS
     store = await Store.open(node.places.state_dir, node.places.root_dir)  # the audit has given the lock back
     await store.close()
 
@@ -119,7 +119,7 @@ async def test_the_files_of_a_daemon_that_is_down(node: FakeNode) -> None:
 @pytest.mark.parametrize("failure", [Unavailable("it is starting"), DeadlineExceeded("it hangs")])
 async def test_a_daemon_that_lives_and_does_not_answer(node: FakeNode, failure: Exception, capsys: pytest.CaptureFixture[str]) -> None:
     store = await stored(node)
-    assert await command.audit(settings(node), FakeDaemon(node, failure), "table") == command.CANNOT_LOOK
+    assert await command.audit(settings(node), FakeDaemon(node, failure), "table", 300) == command.CANNOT_LOOK
     assert capsys.readouterr().err.startswith("orlop: the node could not be audited: ")
     await store.close()
 
@@ -129,7 +129,7 @@ async def test_a_daemon_that_knows_more_kinds(node: FakeNode, capsys: pytest.Cap
         async def call(self, method: str, request: Message, *, timeout: float | None = None) -> Any:
             return admin_pb2.LedgerResponse(resources=[admin_pb2.Resource(kind="quota", key="q", state="held", data="{}")])
 
-    assert await command.audit(settings(node), Newer(node), "table") == command.CANNOT_LOOK
+    assert await command.audit(settings(node), Newer(node), "table", 300) == command.CANNOT_LOOK
     assert "ledger entry quota q that this command doesn't know" in capsys.readouterr().err
 
 
@@ -137,10 +137,45 @@ async def test_a_daemon_that_knows_more_kinds(node: FakeNode, capsys: pytest.Cap
 def test_a_socket_of_another_daemon_than_the_configurations(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = tmp_path / "config.toml"
     config.write_text('socket = "/run/a.sock"\n')
-    assert command.run(config, "/run/b.sock", "table") == command.CANNOT_LOOK
+    assert command.run(config, "/run/b.sock", "table", 300) == command.CANNOT_LOOK
     assert f"/run/b.sock is not the socket of {config}" in capsys.readouterr().err
 
 
 @pytest.mark.usefixtures("logging")
 def test_a_configuration_that_can_not_be_read(tmp_path: Path) -> None:
-    assert command.run(tmp_path / "none.toml", str(Settings.socket), "table") == command.CANNOT_LOOK
+    assert command.run(tmp_path / "none.toml", str(Settings.socket), "table", 300) == command.CANNOT_LOOK
+
+
+async def test_a_node_that_never_had_an_agent(node: FakeNode, capsys: pytest.CaptureFixture[str]) -> None:
+    """Beside a containerd that leaked."""
+    node.containerd(CONTAINER)
+    node.shim(7, STRANGER, address=str(node.places.other_runtimes[0].socket))
+    assert await command.audit(settings(node), FakeDaemon(node, Unavailable("nobody listens")), "json", 300) == command.LEAKS
+    [row] = json.loads(capsys.readouterr().out)
+    assert (row["kind"], row["owner"], row["sure"]) == ("shim", "containerd", "certain")
+    assert await command.audit(settings(node), None, "json", 1e10) == command.CLEAN
+    assert not node.places.state_dir.exists()
+
+
+async def test_one_line_for_the_node_problem_detector(node: FakeNode, capsys: pytest.CaptureFixture[str]) -> None:
+    assert await command.audit(settings(node), None, "npd", 300) == command.CLEAN
+    node.has(node.places.bundles / STRANGER)
+    node.has(node.places.bundles / CONTAINER)
+    node.shim(7, STRANGER)
+    assert await command.audit(settings(node), None, "npd", 300) == command.LEAKS
+    clean, leaks = capsys.readouterr().out.splitlines()
+    assert clean == "nothing is leaked"
+    assert leaks.startswith("3 leaked: 2 bundle, 1 shim; oldest ")
+
+
+async def test_that_line_says_what_it_can_not_tell(node: FakeNode, capsys: pytest.CaptureFixture[str]) -> None:
+    (node.places.proc / "7/stat").mkdir(parents=True)
+    assert await command.audit(settings(node), None, "npd", 300) == command.CANNOT_LOOK
+    assert capsys.readouterr().out == "something can't be looked at; see `orlop audit`\n"
+
+
+@pytest.mark.usefixtures("logging")
+def test_that_line_is_there_even_without_a_configuration(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert command.run(tmp_path / ("none" * 40), str(Settings.socket), "npd", 300) == command.CANNOT_LOOK
+    [line] = capsys.readouterr().out.splitlines()
+    assert (line[:14], len(line)) == ("audit failed: ", 80)
