@@ -209,7 +209,9 @@ class FakeRegistry:
             return False
         head = (first + await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
         method, target, _ = head[0].split(" ")
-        headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in head[1:] if line)}
+        headers: dict[str, str] = {}
+        for name, _, value in (line.partition(":") for line in head[1:] if line):
+            headers[name.lower()] = ", ".join(filter(None, (headers.get(name.lower()), value.strip())))  # RFC 9110, 5.3
         body = await reader.readexactly(int(headers.get("content-length", "0")))
         seen = Seen(method, target, headers, body)
         self.seen.append(seen)

@@ -85,7 +85,7 @@ async def test_a_redirect_there_and_back_carries_nothing(client: Client, registr
 
 async def test_an_operators_headers(client: Client, registry: FakeRegistry, mirror: FakeRegistry) -> None:
     """They go to the host, its own token server included, and to no other; Authorization among them counts until there is a better one."""
-    client.hosts(f'server = "http://{registry.domain}"\n{OWN_HEADER}\nauthorization = "Basic 0perators"')
+    client.hosts(f'server = "http://{registry.domain}"\n{OWN_HEADER}\nAuthorization = "Basic 0perators"')
     for server, theirs in ((registry, True), (mirror, False)):
         registry.rules.clear()
         registry.seen.clear()
