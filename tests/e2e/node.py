@@ -126,6 +126,11 @@ def cgroups() -> Iterator[str]:
                 yield f"cgroup {folder}"
 
 
+def container_cgroup(parent: str, container: str) -> str:
+    """A container's cgroup, below each hierarchy's mount point, if its pod's is `parent`."""
+    return f"{parent.strip('/')}/" + (f"cri-orlop-{container}.scope" if parent.endswith(".slice") else container)
+
+
 def files(tree: Path) -> Iterator[str]:
     """All files below `tree`, FURNITURE aside; what is mounted there is told by mounts()."""
     for folder, folders, names in os.walk(tree):

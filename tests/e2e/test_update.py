@@ -4,7 +4,6 @@ And UpdatePodSandboxResources, which is remembered."""
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any
 
 import grpc
@@ -12,7 +11,7 @@ import pytest
 
 from cri.api import api_pb2 as cri
 from tests.e2e.client import Client, Pod, refused, until
-from tests.e2e.node import CGROUPS
+from tests.e2e.node import CGROUPS, container_cgroup
 from tests.e2e.toolbox import Pair
 
 pytestmark = pytest.mark.e2e
@@ -38,7 +37,7 @@ def update(kubelet: Client, container: str, **limits: Any) -> None:
 
 def in_cgroup(pod: Pod, container: str, what: str) -> str:
     controller, name = FILES[what]
-    file: Path = CGROUPS / ("" if V2 else controller) / pod.config.linux.cgroup_parent.strip("/") / container / name
+    file = CGROUPS / ("" if V2 else controller) / container_cgroup(pod.config.linux.cgroup_parent, container) / name
     return file.read_text().split()[0]
 
 
