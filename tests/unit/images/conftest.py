@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.unit.images.node import ImageNode
+from tests.unit.registry.fake import FakeRegistry
 
 
 @pytest.fixture
@@ -13,3 +14,9 @@ async def node(tmp_path: Path) -> AsyncIterator[ImageNode]:
     node = await ImageNode(tmp_path).start()
     yield node
     await node.stop()
+
+
+@pytest.fixture
+async def registry() -> AsyncIterator[FakeRegistry]:
+    async with FakeRegistry() as registry:
+        yield registry

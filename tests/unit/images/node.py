@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import tenacity
 
@@ -16,6 +20,9 @@ from agent.store.kinds import Kind
 from agent.store.release import Releases
 from agent.store.store import Store
 from tests.unit.snapshots.fakes import InProcessRunner
+
+BASE = {"etc/passwd": b"root:x:0:0", "bin/sh": b"#!"}
+NOISE = os.urandom(3 << 20)
 
 
 class ImageNode:
@@ -65,3 +72,16 @@ class ImageNode:
         """How many of everything that an image can leave."""
         names = ("content/ingest", "content/blobs/sha256", "snapshots/unpack", "snapshots/layers", "snapshots/l", "snapshots/trash")
         return {name.rpartition("/")[2]: count for name in names if (count := self.below(name))}
+
+
+def nothing_left(node: ImageNode) -> None:
+    assert node.left() == {}
+    assert node.images.images() == []
+    assert node.images.pulls() == []
+    assert node.store.ledger.all() == []
+
+
+async def until(condition: Callable[[], Any]) -> None:
+    """What happens behind sockets and threads tells nobody when it has."""
+    while not condition():
+        await asyncio.sleep(0.001)
