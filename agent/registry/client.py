@@ -54,7 +54,7 @@ MANIFEST_TYPES = (
 DEFAULT_WAIT = tenacity.wait_exponential_jitter(multiplier=0.5, max=30, jitter=0.5)
 """Between two attempts at one request."""
 _RETRIES = 4
-"""Of the last host; the others get one."""
+"""Of the last host; the others get one, and none if there is no connection: each would cost a dial_timeout."""
 _MAX_RETRY_AFTER = 60.0
 """Seconds that a server may ask us to wait; if it wants more, the pull fails, and the kubelet comes back by its own clock."""
 _MAX_TOKEN = 1 << 20
@@ -244,7 +244,7 @@ class Repository:
             try:
                 return await attempt()
             except Transient as error:
-                if asyncio.get_running_loop().time() > deadline:
+                if asyncio.get_running_loop().time() > deadline or _has_next(error, retries):
                     raise
                 await self._pause(failures, error)
         return await attempt()
@@ -318,7 +318,7 @@ class Repository:
                 counted = offset
                 if loop.time() - heard > timeouts.PULL_PROGRESS:
                     raise DeadlineExceeded(f"{error}; no byte came for {timeouts.PULL_PROGRESS:g} s") from error
-                if failures > retries:
+                if failures > retries or _has_next(error, retries):
                     raise
                 _log.info("a download goes on", image=self.name, what=what, at=offset, of=size, error=str(error))
                 await self._pause(failures, error)
@@ -369,6 +369,11 @@ class Repository:
         async with self._transport.send(request, endpoint.tls) as answer:
             await check_status(answer, f"token for {self.name}", endpoint.hide)
             return await answer.read(_MAX_TOKEN)
+
+
+def _has_next(error: Transient, retries: int) -> bool:
+    """Whether there is no connection to a host that isn't the last."""
+    return isinstance(error, Unreachable) and retries < _RETRIES
 
 
 def _is_digest(reference: str) -> bool:

@@ -160,7 +160,10 @@ async def test_a_name_that_is_none(client: Client, registry: FakeRegistry, monke
     monkeypatch.setattr(socket, "getaddrinfo", look_up)
     client.hosts(f'server = "http://known.test:{registry.port}"\n[host."http://unknown.test"]')
     async with client.open("reg.test") as repository:
+        assert await fetch(repository) == DATA
+    async with client.open("reg.test") as repository:
         assert await resolve(repository) == digest(DOCUMENT)
+    assert client.pauses == []  # there was another host to ask
     client.hosts('server = "http://unknown.test"')
     async with client.open("reg.test") as repository:
         with pytest.raises(Unavailable, match=r"http://unknown\.test can't be reached: .*not known"):
