@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
+from agent.aio import in_thread
 from agent.linux import cgroupfs, files
 from agent.linux.procfs import Identity, parse_stat
 
@@ -173,14 +174,21 @@ class Child:
             raise
         return await self.reap()
 
-    async def reap(self) -> int:
-        """The status of the child, which has exited, as `Completed.returncode`. Its pidfd and pipes are closed.
-
-        In a thread: of a CNI plugin, whose threads were in other network namespaces, the kernel may take 20 ms to bury it. A caller
-        that is cancelled waits for that, or a child would be left, and a descriptor.
+    async def status(self) -> int:
+        """How the child, which has exited, ended, as `Completed.returncode`. Its pipes are closed; `reap()` has still to follow.
 
         Raises:
             ChildProcessError: somebody else reaped it, or SIGCHLD is ignored; Popen would call that a success.
+        """
+        self._popen.returncode = await in_thread(self._wait, os.WNOWAIT)
+        self._close_pipes()
+        return self._popen.returncode
+
+    async def reap(self) -> int:
+        """As `status()`, and the end of the child: its pidfd and pipes are closed.
+
+        In a thread: of a CNI plugin, whose threads were in other network namespaces, the kernel may take 20 ms to bury it. A caller
+        that is cancelled waits for that, or a child would be left, and a descriptor.
         """
         self._reaping = True
         burial = asyncio.get_running_loop().run_in_executor(None, self._reap)
@@ -193,23 +201,29 @@ class Child:
 
     def _reap(self) -> int:
         try:
-            result = os.waitid(os.P_PIDFD, self.pidfd, os.WEXITED)
-            assert result is not None  # that is an answer to WNOHANG only
-            self._popen.returncode = result.si_status if result.si_code == os.CLD_EXITED else -result.si_status
+            self._popen.returncode = self._wait()
             return self._popen.returncode
         finally:
             self.release()
+
+    def _wait(self, options: int = 0) -> int:
+        result = os.waitid(os.P_PIDFD, self.pidfd, os.WEXITED | options)
+        assert result is not None  # that is an answer to WNOHANG only
+        return result.si_status if result.si_code == os.CLD_EXITED else -result.si_status
 
     def release(self) -> None:
         """Close what we have of the child and forget it."""
         if self.pidfd >= 0:
             os.close(self.pidfd)
             self.pidfd = -1
+        self._close_pipes()
+        if self._popen.returncode is None:
+            self._popen.returncode = 0  # or Popen would warn about, and later reap, a child that is to outlive us
+
+    def _close_pipes(self) -> None:
         for pipe in (self._popen.stdin, self._popen.stdout, self._popen.stderr):
             if pipe is not None:
                 pipe.close()
-        if self._popen.returncode is None:
-            self._popen.returncode = 0  # or Popen would warn about, and later reap, a child that is to outlive us
 
 
 class _Output:

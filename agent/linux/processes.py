@@ -145,10 +145,12 @@ class Processes:
         child = await self._spawned(command, piped=True)
         try:
             stdout, stderr = await child.exchange(command.stdin)
-            return Completed(await child.reap(), stdout, stderr)
+            status = await child.status()
         except BaseException:
             await self._killed(child)
             raise
+        self._supervisor.start(child.reap(), name=f"reap {command}")  # it takes a while, and nobody needs to wait for that
+        return Completed(status, stdout, stderr)
 
     async def _spawned(self, command: Command, *, piped: bool) -> Child:
         """A started child that has an owner at every moment: a caller that is cancelled meanwhile leaves none behind."""

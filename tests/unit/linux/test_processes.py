@@ -170,11 +170,13 @@ async def test_a_child_is_put_into_its_cgroup_before_it_runs(tmp_path: Path) -> 
         (directory / "cgroup.procs").touch()
     script = 'cat "$1"; echo " $$"; cat'
     argv = ("sh", "-c", script, "sh", str(cgroup / "cgroup.procs"))
-    done = await Processes(cgroup_root=tmp_path).run(Command(argv, Path("/"), ENV, stdin=b"input", cgroup="/pods/x"))
+    processes = Processes(cgroup_root=tmp_path)
+    done = await processes.run(Command(argv, Path("/"), ENV, stdin=b"input", cgroup="/pods/x"))
     listed, _, rest = done.stdout.partition(b" ")
     assert (rest.split(), done.returncode) == ([listed, b"input"], 0)
     with pytest.raises(FileNotFoundError, match="no such executable"):
-        await Processes(cgroup_root=tmp_path).run(Command(("nothing-like-it",), Path("/"), ENV, cgroup="/pods/x"))
+        await processes.run(Command(("nothing-like-it",), Path("/"), ENV, cgroup="/pods/x"))
+    await processes.stop()
 
 
 async def test_a_child_has_a_session_of_its_own_and_only_the_descriptors_it_was_given(processes: Processes) -> None:
@@ -221,8 +223,23 @@ async def test_children_are_buried_off_the_loop(processes: Processes, monkeypatc
     (await processes.start(shell("true"))).close()
     while processes._supervisor._tasks:
         await asyncio.sleep(0.005)
-    assert len(threads) == 3
+    assert len(threads) == 4, "of the first one also the status, before"
     assert threading.current_thread() not in threads
+
+
+async def test_nobody_waits_for_a_burial(processes: Processes, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, may_end = os.waitid, threading.Event()
+
+    def waitid(kind: int, number: int, options: int) -> os.waitid_result | None:
+        assert options & os.WNOWAIT or may_end.wait(20)
+        return real(kind, number, options)
+
+    monkeypatch.setattr(os, "waitid", waitid)
+    assert (await processes.run(shell("exit 3"))).returncode == 3
+    assert children()
+    may_end.set()
+    await processes.stop()
+    assert not children()
 
 
 async def test_stop_waits_for_a_burial_under_way(processes: Processes, monkeypatch: pytest.MonkeyPatch) -> None:
