@@ -7,6 +7,7 @@ code 1 if one failed.
 from __future__ import annotations
 
 import argparse
+import gc
 import os
 import sys
 import time
@@ -53,6 +54,7 @@ class Tally:
 def run(seeds: range) -> Tally:
     """Some schedules, in this process."""
     tally = Tally()
+    gc.set_threshold(50_000, 20, 100)  # a world is full of cycles, and ends soon
     began = time.process_time()
     directory = scratch()
     try:

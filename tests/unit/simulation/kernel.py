@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import os
 import random
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -17,6 +18,7 @@ from agent.errdefs import Busy
 from agent.linux.mounts import Holder, MountInfo
 from agent.linux.procfs import Identity
 
+_TICKS = os.sysconf("SC_CLK_TCK")
 _PIDS = (100, 400)
 """Few numbers, so that they are used again soon."""
 
@@ -112,9 +114,9 @@ class Kernel:
         """Where a namespace is mounted: its inode."""
         self.kinds: dict[int, str] = {}
         self.at_namespace_end: Callable[[int], None] = lambda inode: None
+        self.now: Callable[[], float] = lambda: 0.0
         self._choices = choices
         self._ticks = 1000
-        self._inodes = 4026531840
         self._mount_numbers = 20
 
     # ---- processes
@@ -124,7 +126,7 @@ class Kernel:
             raise FileNotFoundError(errno.ENOENT, "no hierarchy has this cgroup", cgroup)
         while (pid := self._choices.randint(*_PIDS)) in self.procs:
             pass
-        self._ticks += self._choices.randint(1, 9)
+        self._ticks = max(self._ticks + 1, round(self.now() * _TICKS))
         proc = self.procs[pid] = Proc(self, Identity(pid, self._ticks), comm, tuple(argv), cgroup, parent)
         return proc
 
@@ -222,10 +224,9 @@ class Kernel:
     def pin(self, path: Path, kind: str) -> int:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch(exist_ok=False)
-        self._inodes += 1
-        self.pins[path] = self._inodes
-        self.kinds[self._inodes] = kind
-        return self._inodes
+        inode = self.pins[path] = path.stat().st_ino
+        self.kinds[inode] = kind
+        return inode
 
     def unpin(self, path: Path) -> None:
         """Undo a pin, mount and file. Nothing there: nothing happens."""

@@ -60,6 +60,7 @@ class Node:
         self.cni_dir = top / "cni"
         self.binaries = binaries
         self.kernel = Kernel(loop.random, v2=v2)
+        self.kernel.now = loop.time
         self.programs: dict[str, Program] = {}
         self.next_faults: dict[str, list[str]] = {}
         """What goes wrong the next times that something is done: subject to modes."""

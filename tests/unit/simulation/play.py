@@ -19,12 +19,14 @@ from typing import Any
 import structlog
 
 from agent.errdefs import OrlopError
+from agent.leaks.finding import Finding, State
 from agent.pods.container import ContainerState
 from agent.pods.registry import Container as LiveContainer
 from agent.pods.registry import Sandbox
 from agent.pods.sandbox import SandboxState
 from agent.runtime.v2 import bundle
 from cri.api import api_pb2 as cri
+from tests.unit.simulation import render
 from tests.unit.simulation.clock import DeadlockError, simulated
 from tests.unit.simulation.daemon import IMAGE, Daemon
 from tests.unit.simulation.engine import Container
@@ -36,11 +38,13 @@ from tests.unit.simulation.shims import ShimService
 from tests.unit.simulation.world import World, make_binaries, remove
 
 _CALLS = 20
-"""After so many the rest of a schedule is left out: those that come before others are in none."""
+"""After so many the rest of a schedule is left out: those that have to come before others are in none."""
 _PATIENCE = 60.0
 """Seconds that the kubelet waits for an answer before it goes on."""
 _REST = 900.0
 """Seconds within which a node without faults has to be empty."""
+_LOOKED_AT = 0.2
+"""Of how many nodes the leak detectors are asked."""
 _HOST_PIDS = 2.0
 """The number of an operation by which its container shares the node's PID namespace."""
 _STEPS_TO_ANYTHING = 4
@@ -81,7 +85,7 @@ class Player:
 
     async def play(self, schedule: Schedule) -> None:
         for number, op in enumerate(schedule):
-            if self._outcome.calls >= _CALLS:
+            if self._outcome.calls + 2 * self._sandboxes() >= _CALLS:  # the last ones take down what there is
                 break
             self._note(f"--- {number} {op!r}")
             await self._do(op)
@@ -91,6 +95,10 @@ class Player:
                 return
         self._note("--- rest")
         await self._end()
+
+    def _sandboxes(self) -> int:
+        daemon = self._world.daemon
+        return 0 if daemon is None or not daemon.recovered.is_set() else len(daemon.pods.registry.sandboxes)
 
     def _look(self, where: str) -> bool:
         found = self._oracle.look()
@@ -361,7 +369,7 @@ class Player:
         await self._rest(daemon)
         if self._look("at rest"):
             return
-        if self._found(list(self._oracle.at_rest(daemon)), "at rest"):
+        if self._found(list(self._oracle.at_rest(daemon)) + await self._leaks(daemon), "at rest"):
             return
         await self._remove_all(daemon)
         left = self._oracle.left()
@@ -370,8 +378,22 @@ class Player:
         left += [f"call {verb}" for verb in self._calls.values()]
         if self._look("the empty node") or self._found([f"left: {thing}" for thing in left], "the empty node"):
             return
+        if self._found(await self._leaks(daemon), "the empty node"):
+            return
         await daemon.stop()
         self._look("the daemon's end")
+
+    async def _leaks(self, daemon: Daemon) -> list[str]:
+        """What the detectors say, of some nodes: they take their time. All that there is is somebody's, and all entries are right."""
+        if self._choices.random() > _LOOKED_AT:
+            return []
+        found = await render.findings(self._world, daemon.store.ledger.all())
+        return [f"{each.kind} {each.what} is {each.state}, say the detectors: {each.why}" for each in found if not self._known(each)]
+
+    def _known(self, finding: Finding) -> bool:
+        """What harm that was done, and never made good, still shows; so does what a full disk didn't take before a crash."""
+        disturbed = bool(self._oracle.unpinned) or self._oracle.disturbed or bool(self._world.disk.refused)
+        return finding.state is State.PENDING or (finding.state is State.MISSING and disturbed)
 
     def _found(self, problems: list[str], where: str) -> bool:
         if problems and not self._outcome.problems:

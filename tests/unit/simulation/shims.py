@@ -238,6 +238,8 @@ class ShimService:
 
     def _kill(self, container: Container, number: int, everybody: bool) -> Message:
         init = container.init
+        if container.status == "stopped" and everybody and self._node.random.random() < 0.5:
+            return Empty()  # some engines find nobody, and that is that
         if container.status == "stopped" or init is None:
             raise NotFound("process already finished: not found")
         self._node.killed_by_daemon(init)
