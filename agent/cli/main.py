@@ -150,6 +150,29 @@ def audit(given: Options, config: Path | None, npd: bool, grace: float) -> None:
     _reporting(lambda: run_audit(config or given.config, given.socket, "npd" if npd else given.output, grace))
 
 
+@main.command()
+@click.option("--config", type=click.Path(path_type=Path), help="Overrides the option of the same name before the command.")
+@click.option("--kind", "kinds", multiple=True, help="Only of this kind, as `orlop audit` shows it. Can be given several times.")
+@click.option("--owner", "owners", multiple=True, help="Only what was this runtime's. Can be given several times.")
+@click.option("--dry-run", is_flag=True, help="Show what would be released, in its order.")
+@click.option("--yes", is_flag=True, help="Don't ask before things of other runtimes are released.")
+@click.option("--grace", default=300.0, show_default=True, help="Seconds; what may be another runtime's and is younger stays.")
+@options
+def reap(
+    given: Options, config: Path | None, kinds: tuple[str, ...], owners: tuple[str, ...], dry_run: bool, yes: bool, grace: float
+) -> None:  # fmt: skip
+    """Release what an audit finds leaked, dependents first.
+
+    Each thing is compared again with what was found right before it is released. What is missing, pending or unknown is left alone.
+    Exit code: 0 if all of it is gone, 1 if something is left, 2 if the node could not be looked at.
+    """
+    from agent.cli.reap import Wish
+    from agent.cli.reap import run as run_reap
+
+    wish = Wish(kinds, owners, dry_run=dry_run, yes=yes, grace=grace, form=given.output)
+    _reporting(lambda: run_reap(config or given.config, given.socket, wish))
+
+
 @main.group()
 def image() -> None:
     """Images on this node."""

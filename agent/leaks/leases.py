@@ -8,6 +8,7 @@ nerdctl and Nomad have theirs in the same directories.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from agent.leaks.finding import Finding, State, Thing
@@ -15,11 +16,12 @@ from agent.leaks.look import Look
 from agent.leaks.owners import ID
 from agent.leaks.paths import file_target, modified
 from agent.leaks.suspects import Suspect, judged
+from agent.leaks.targets import AttachmentTarget
 from agent.store.ledger import Kind
 
 
 def find(look: Look) -> Iterator[Finding]:
-    suspects = [*_leases(look), *_results(look)]
+    suspects = [*_results(look), *_leases(look)]  # in this order: DEL of the first releases the second
     if look.beside_others:
         yield from judged(look, (suspect for suspect in suspects if ID.fullmatch(suspect.identifier)))
     else:
@@ -41,7 +43,8 @@ def _results(look: Look) -> Iterator[Suspect]:
         if result.sandbox not in owned:
             what = f"attachment of sandbox {result.sandbox} to network {result.network}"
             why = f"libcni's cache has it in {result.path}; the ledger doesn't"
-            yield Suspect(_finding(what, why, "what CNI DEL would give back", result.path, result.sandbox), result.sandbox)
+            finding = _finding(what, why, "what CNI DEL would give back", result.path, result.sandbox)
+            yield Suspect(replace(finding, targets=tuple(map(AttachmentTarget, file_target(result.path)))), result.sandbox)
 
 
 def _finding(what: str, why: str, pins: str, path: Path, sandbox: str) -> Finding:

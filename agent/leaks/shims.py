@@ -12,6 +12,7 @@ from agent.leaks.look import Look
 from agent.leaks.node import target
 from agent.leaks.owners import CRIO, NAMESPACE
 from agent.leaks.suspects import Suspect, judged
+from agent.leaks.targets import ProcessTarget
 from agent.linux.procfs import ProcessInfo
 
 _RELEASES = (
@@ -58,8 +59,15 @@ def _finding(look: Look, process: ProcessInfo, what: str, owner: Owner, why: str
         since=look.node.started(process),
         identity=str(process.start_time),
         pins=pins,
-        targets=target(process, graceful=True),
+        targets=(*_containers(look, process), *target(process, graceful=True)),
     )
+
+
+def _containers(look: Look, shim: ProcessInfo) -> Iterator[ProcessTarget]:
+    """The inits that are its children; it sees them end, and what they leave it takes away with it."""
+    for process in look.node.processes.values():
+        if process.ppid == shim.pid:
+            yield from target(process)
 
 
 def _why(look: Look, process: ProcessInfo, shim: ShimCommand) -> str:

@@ -57,4 +57,11 @@ class FileTarget:
     """A socket: it is removed only if a connect to it is refused."""
 
 
-Target = ProcessTarget | CgroupTarget | MountTarget | PinTarget | FileTarget
+@dataclass(frozen=True)
+class AttachmentTarget:
+    """An attachment to a network: CNI DEL with what libcni's cache has in this file, which removes it."""
+
+    file: FileTarget
+
+
+Target = AttachmentTarget | ProcessTarget | CgroupTarget | MountTarget | PinTarget | FileTarget

@@ -5,10 +5,13 @@ Addresses that host-local leased, and the results that libcni caches. Blocking; 
 
 from __future__ import annotations
 
+import base64
 import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from agent.errdefs import DataLoss
+from agent.network.attachment import Attachment
 from agent.network.leases import Lease, read_leases
 
 _LONGEST = 1 << 20
@@ -42,6 +45,31 @@ class Inventory:
         except FileNotFoundError:
             return []
         return [result for path in paths if (result := _read(path)) is not None]
+
+
+def cached_attachment(path: Path) -> Attachment:
+    """What a DEL needs that gives back what this cached result's ADD took, whoever asked for that.
+
+    Raises:
+        DataLoss: the file isn't a cached result, or doesn't have all of it.
+        OSError: from the kernel.
+    """
+    result = _read(path)
+    try:
+        content = json.loads(path.read_bytes())
+        config = base64.b64decode(content["config"])
+        return Attachment(
+            sandbox=content["containerId"],
+            netns=Path(result.netns if result else ""),
+            network=content["networkName"],
+            version=json.loads(config)["cniVersion"],
+            config=config,
+            args=tuple((key, value) for key, value in content.get("cniArgs") or ()),
+            capabilities=dict(content.get("capabilityArgs") or {}),
+            ifname=content["ifName"],
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise DataLoss(f"{path} is no cached result with all that CNI DEL needs: {error!r}") from error
 
 
 def _read(path: Path) -> CachedResult | None:

@@ -5,7 +5,12 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from agent.network.inventory import CachedResult, Inventory
+import pytest
+
+from agent.errdefs import DataLoss
+from agent.network.attachment import Attachment
+from agent.network.cache import ResultCache
+from agent.network.inventory import CachedResult, Inventory, cached_attachment
 
 
 def write(path: Path, **content: object) -> Path:
@@ -32,3 +37,18 @@ def test_what_is_no_result_is_left_out(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(write(tmp_path / "a"))
     assert [result.path.name for result in Inventory().results(tmp_path)] == ["a"]
     assert Inventory().results(tmp_path / "nowhere") == []
+
+
+def test_what_a_cached_result_says_is_enough_for_del(tmp_path: Path) -> None:
+    config = b'{"cniVersion": "1.0.0", "name": "pods", "plugins": [{"type": "bridge"}]}'
+    attachment = Attachment("s1", Path("/run/netns/cni-1"), "pods", "1.0.0", config, (("K8S_POD_NAME", "web"),), {"dns": {}}, "eth0")
+    cache = ResultCache(tmp_path)
+    cache.write(attachment, {"ips": []})
+    assert cached_attachment(cache.path(attachment)) == attachment
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"containerId": "s1", "config": "e30="}'])
+def test_one_that_does_not_say_enough(tmp_path: Path, text: str) -> None:
+    (tmp_path / "result").write_text(text)
+    with pytest.raises(DataLoss, match="no cached result with all that CNI DEL needs"):
+        cached_attachment(tmp_path / "result")
