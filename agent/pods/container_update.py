@@ -11,7 +11,8 @@ from dataclasses import replace
 from typing import Any
 
 from agent import log
-from agent.errdefs import FailedPrecondition, InvalidArgument, NotFound
+from agent.errdefs import FailedPrecondition, InvalidArgument, NotFound, Unknown
+from agent.pods import usage
 from agent.pods.container import ContainerRecord, ContainerState
 from agent.pods.context import Pods
 from agent.pods.registry import Container
@@ -49,6 +50,7 @@ async def _update(pods: Pods, live: Container, request: cri.UpdateContainerResou
                 return
         if live.record.state is not ContainerState.RUNNING:
             raise FailedPrecondition(f"container {container_id} has ended: its resources can't be changed any more")
+        await _refuse_less_than_in_use(pods, live, request.linux.memory_limit_in_bytes)
         try:
             await pods.tasks.get(container_id).update(_for_engine(limits), request.annotations)
         except NotFound as error:
@@ -71,6 +73,15 @@ def merged(present: cri.LinuxContainerResources, asked: cri.LinuxContainerResour
     if 0 < present.memory_limit_in_bytes == present.memory_swap_limit_in_bytes and not asked.memory_swap_limit_in_bytes:
         wanted.memory_swap_limit_in_bytes = wanted.memory_limit_in_bytes
     return wanted
+
+
+async def _refuse_less_than_in_use(pods: Pods, live: Container, limit: int) -> None:
+    """v1 refuses such a limit by itself. On v2 the kernel kills what is too much, and crun doesn't look before."""
+    if limit <= 0 or not pods.facts.cgroup_v2 or not live.record.cgroups:
+        return
+    [sample] = await pods.stats.read([usage.cgroup_of(pods, live)])
+    if sample is not None and sample.memory is not None and (used := sample.memory.working_set) > limit:
+        raise Unknown(f"container {live.record.id} has {used} bytes of memory in use, and the kernel would kill it for a limit of {limit}")
 
 
 def _changed(record: ContainerRecord, wanted: cri.LinuxContainerResources, limits: Mapping[str, Any]) -> ContainerRecord:

@@ -106,8 +106,18 @@ class TestRunning:
         live = await world.container(resources=BEFORE)
         world.tasks.tasks[APP].error = Unknown("device or resource busy")
         with pytest.raises(Unknown, match="busy"):
-            await update(world, memory_limit_in_bytes=5 * MIB)
+            await update(world, memory_limit_in_bytes=100 * MIB)
         assert shown(live) == BEFORE
+
+    async def test_less_memory_than_is_in_use(self, world: World) -> None:
+        """80 MiB are, of the 100 MiB that the cgroup counts; on v2 the kernel would make room by killing."""
+        live = await world.container(resources=BEFORE)
+        with pytest.raises(Unknown, match=f"{80 * MIB} bytes of memory in use"):
+            await update(world, memory_limit_in_bytes=79 * MIB)
+        assert shown(live) == BEFORE
+        assert world.tasks.tasks[APP].updates == []
+        await update(world, memory_limit_in_bytes=81 * MIB)
+        assert shown(live).memory_limit_in_bytes == 81 * MIB
 
     @pytest.mark.parametrize("gone", [True, False])
     async def test_one_that_ends_meanwhile(self, world: World, gone: bool) -> None:
