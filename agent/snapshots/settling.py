@@ -13,8 +13,9 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 from agent import log
-from agent.aio import Supervisor, in_thread
+from agent.aio import Supervisor
 from agent.linux import libc
+from agent.linux.throwaway import in_own_thread
 
 PAUSE = 40.0
 """Seconds from a layer's commit to the syncfs. The kernel writes by itself what is older than 30 s, at its own pace, so that not much is
@@ -28,14 +29,14 @@ class Settling:
     def __init__(self, directory: Path, settled: Callable[[str], Awaitable[None]]) -> None:
         self._directory = directory
         self._settled = settled
-        self._waiting: dict[str, None] = {}
+        self._waiting: dict[str, object] = {}  # with a token each: a layer may be deleted and come again while the disk is at it
         self._syncing = asyncio.Lock()
         self._running = False
         self._supervisor = Supervisor("settling")
 
     def add(self, chain_id: str) -> None:
         """A layer whose files are written, as far as the kernel knows."""
-        self._waiting[chain_id] = None
+        self._waiting[chain_id] = object()
         if not self._running:
             self._running = True
             self._supervisor.start(self._run(), name="sync layers")
@@ -47,13 +48,14 @@ class Settling:
     async def sync(self) -> None:
         """Return when all that was added is on disk. Raises OSError."""
         async with self._syncing:
-            written = list(self._waiting)
+            written = dict(self._waiting)
             if written:
-                await in_thread(_sync, self._directory)
-            for chain_id in written:
-                if chain_id in self._waiting:
+                await in_own_thread(_sync, self._directory)  # for as long as the disk takes, which the daemon's end must not wait for
+            for chain_id, token in written.items():
+                if self._waiting.get(chain_id) is token:
                     await self._settled(chain_id)
-                    self.forget(chain_id)
+                    if self._waiting.get(chain_id) is token:
+                        self.forget(chain_id)
 
     async def close(self) -> None:
         """Wait for nothing: the next start goes on, if it is in the same boot."""

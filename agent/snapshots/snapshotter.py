@@ -230,7 +230,11 @@ class Snapshotter:
 
     async def _settled(self, chain_id: str) -> None:
         if (layer := self._layers.get(chain_id)) is not None:
-            await self._guarded(chain_id, layout.write_settled_record, self._layer_directory(chain_id), layer)
+            await self._guarded(chain_id, self._write_settled, layer)
+
+    def _write_settled(self, layer: Layer) -> None:
+        if self._layers.get(layer.chain_id) is layer:  # not deleted meanwhile, nor another one in its place
+            layout.write_settled_record(self._layer_directory(layer.chain_id), layer)
 
     async def sync(self) -> None:
         """Wait until all committed layers are on disk. Raises OSError."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -114,6 +115,29 @@ async def test_a_layer_that_is_deleted_before(node: Node) -> None:
     await snapshots.delete_layer(layer.chain_id)
     await snapshots.sync()
     assert node.synced == []
+    await snapshots.close(5)
+
+
+async def test_a_layer_that_comes_again_while_the_disk_is_at_it(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first one's files were synced, the second one's not."""
+    began, go_on = threading.Event(), threading.Event()
+
+    def slow(descriptor: int) -> None:
+        began.set()
+        go_on.wait()
+
+    monkeypatch.setattr(libc, "syncfs", slow)
+    snapshots, _ = await node.start("first")
+    layer = await node.commit(snapshots, "a")
+    syncing = asyncio.create_task(snapshots.sync())
+    await until(began.is_set)
+    await snapshots.delete_layer(layer.chain_id)
+    await node.commit(snapshots, "a")
+    go_on.set()
+    await syncing
+    assert node.records() == [False]
+    await snapshots.sync()
+    assert node.records() == [True]
     await snapshots.close(5)
 
 
