@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-_SENTENCES = ("what", "pins", "why", "releases")
+_SENTENCES = ("what", "pins", "why", "releases", "measurement")
 """Columns that may take several lines."""
 _NO_WIDTH = 1_000_000
 
@@ -33,8 +33,11 @@ def show(rows: Sequence[dict[str, Any]], columns: Sequence[str], output: str) ->
 
 
 def _cell(value: object) -> str:
+    return printable(", ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value))
+
+
+def printable(text: str) -> str:
     """As text that can't do anything to a terminal: names come from whoever made the pod or the image."""
-    text = ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
     return "".join(character if character.isprintable() else repr(character)[1:-1] for character in text)
 
 
