@@ -173,6 +173,21 @@ def reap(
     _reporting(lambda: run_reap(config or given.config, given.socket, wish))
 
 
+@main.command()
+@click.argument("subject", metavar="POD|CONTAINER|PATH|PID")
+@click.option("--config", type=click.Path(path_type=Path), help="Overrides the option of the same name before the command.")
+@options
+def explain(given: Options, subject: str, config: Path | None) -> None:
+    """Tell what a pod, container, path or process holds, what holds it, and which release is pending.
+
+    With how often that was tried, with what error, when it is tried next, what you can do, and what happened so far. The daemon
+    may be down.
+    """
+    from agent.cli.explain import explain_command
+
+    _reporting(lambda: explain_command(config or given.config, given.socket, subject, given.output))
+
+
 @main.group()
 def image() -> None:
     """Images on this node."""

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
-import structlog
 from google.protobuf.message import Message
 
 from agent.cli import audit as command
@@ -50,13 +48,6 @@ def node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeNode:
     monkeypatch.setattr(command, "Inventory", lambda: node.network)
     monkeypatch.setattr(command, "find", functools.partial(audit, settle=0, ask=node.ask))
     return node
-
-
-@pytest.fixture
-def logging() -> Iterator[None]:
-    """The command sets up logging for the whole process."""
-    yield
-    structlog.reset_defaults()
 
 
 def settings(node: FakeNode) -> Settings:
