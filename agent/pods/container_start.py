@@ -13,6 +13,7 @@ from agent import failpoints, log
 from agent.aio import together
 from agent.errdefs import FailedPrecondition, OrlopError
 from agent.events import Exit
+from agent.pods import oom
 from agent.pods.container import REASON_START_ERROR, START_ERROR_STATUS, ContainerEvent, ContainerState
 from agent.pods.container_create import enter, insist_on_ready, pid_namespace
 from agent.pods.context import Pods
@@ -109,6 +110,7 @@ async def _run_task(pods: Pods, sandbox: Sandbox, live: Container) -> None:
         )
     )
     cgroups = await pods.cgroups.of_process(task.pid) if is_runc(handler) else {}
+    await oom.prepare(pods, live)
     await failpoints.hit("pods.container_start.start")
     await task.start()
     await failpoints.hit("pods.container_start.record")

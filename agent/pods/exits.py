@@ -16,7 +16,7 @@ from agent import failpoints, log, timeouts
 from agent.aio import within
 from agent.errdefs import NotFound, OrlopError
 from agent.events import UNKNOWN_STATUS, Event, Exit, Subscription, TaskExit, TaskOOM
-from agent.pods import usage
+from agent.pods import oom
 from agent.pods.container import (
     REASON_COMPLETED,
     REASON_ERROR,
@@ -107,7 +107,7 @@ async def record_exit(pods: Pods, live: Container, exit_: Exit) -> None:
     if live.record.state is ContainerState.EXITED:
         return
     reason = exit_.reason
-    if exit_.status == _SIGKILLED and (live.record.oom or await _oom_killed(pods, live)):
+    if exit_.status == _SIGKILLED and (live.record.oom or await oom.killed(pods, live)):
         reason = REASON_OOM
     record = live.record.after(
         ContainerEvent.EXIT,
@@ -126,15 +126,6 @@ async def release_task(pods: Pods, container_id: str) -> None:
     owned = [resource for resource in pods.ledger.owned(container=container_id) if resource.kind in _OF_A_TASK]
     for resource, error in await pods.releases.release(owned):
         _log.warning("not released yet, will be tried again", kind=resource.kind, container=container_id, error=str(error))
-
-
-async def _oom_killed(pods: Pods, live: Container) -> bool:
-    """Ask the cgroup, which is there until the task is released: the shim's word of it may be late, and then never comes."""
-    try:
-        return bool(live.record.cgroups) and await pods.stats.oom_kills(usage.cgroup_of(pods, live)) > 0
-    except Exception as error:  # whatever keeps us from knowing why it ended, that it ended is recorded
-        _log.error("not known whether a container was out of memory", container=live.record.id, error=str(error), exc_info=error)
-        return False
 
 
 async def _out_of_memory(pods: Pods, container_id: str) -> None:

@@ -61,7 +61,7 @@ class Sandbox:
 
 class Container:
     """A live container. `removing` lets no start begin; `exited` is set when its exit is recorded; `stopper` is the one task
-    that stops it."""
+    that stops it; `pod_oom_kills` is what its pod had counted when it started (`oom`), None if that isn't known."""
 
     def __init__(self, record: ContainerRecord) -> None:
         self.record = record
@@ -72,6 +72,7 @@ class Container:
         self.stopper: asyncio.Task[None] | None = None
         self.stop_deadline = float("inf")
         self.stop_sooner = asyncio.Event()
+        self.pod_oom_kills: int | None = None
         if record.state is ContainerState.EXITED:
             self.exited.set()
 

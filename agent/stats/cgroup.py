@@ -57,12 +57,15 @@ class Cgroup:
         except GoneError:
             return None
 
-    def oom_kills(self) -> int:
-        """How many of its processes the OOM killer has killed, for its own limit or one above; 0 if it is gone."""
+    def oom_kills(self) -> int | None:
+        """How many of its processes the OOM killer has killed, for its own limit or one above; None if it is gone.
+
+        On v2 those of the cgroups below it count as well, also of those that are gone.
+        """
         try:
             data = self.file("memory", "memory.oom_control") if self.v1 else self.unified("memory.events")
         except GoneError:
-            return 0
+            return None
         return parsers.value(parsers.flat(data or b""), b"oom_kill")
 
     def processes(self) -> set[int] | None:

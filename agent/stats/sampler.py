@@ -59,8 +59,8 @@ class Sampler:
         [values] = await self._filesystems.read([directory])
         return values or []
 
-    async def oom_kills(self, cgroup: Cgroup) -> int:
-        """As `Cgroup.oom_kills`; 0 also when the kernel doesn't answer."""
+    async def oom_kills(self, cgroup: Cgroup) -> int | None:
+        """As `Cgroup.oom_kills`; 0 when the kernel doesn't answer."""
         try:
             return await within(timeouts.STATS, in_thread(cgroup.oom_kills), "asking whether a container was out of memory")
         except (DeadlineExceeded, OSError) as error:

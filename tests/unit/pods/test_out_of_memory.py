@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from agent.config.handlers import RuntimeHandler
 from agent.events import Exit, TaskOOM
-from agent.pods import exits
+from agent.pods import exits, oom
 from agent.pods.registry import Container
 from tests.unit.pods.fakes import APP, POD, World
 
@@ -48,6 +49,60 @@ async def test_a_cgroup_that_is_gone_says_nothing(world: World) -> None:
     live = await world.container()
     world.vanish(f"/kubepods/{POD}/{APP}")
     assert await exited(world, live, KILLED) == "Error"
+
+
+class TestScopes:
+    """systemd removes a container's scope when its last process has gone; the pod's slice goes on counting what was in it."""
+
+    OTHER = "ef" * 32
+
+    @pytest.fixture
+    async def live(self, world: World) -> Container:
+        world.handlers["runc"] = RuntimeHandler("runc", systemd_cgroup=True)
+        await world.sandbox()
+        self.of_pod(world, 5)
+        return await self.started(world, APP)
+
+    def of_pod(self, world: World, number: int) -> None:
+        (world.cgroup(f"/kubepods/{POD}") / "memory.events").write_text(f"oom_kill {number}\n")
+
+    async def started(self, world: World, container_id: str) -> Container:
+        live = await world.container(container_id)
+        await oom.prepare(world.pods, live)
+        return live
+
+    async def ended(self, world: World, live: Container) -> str:
+        world.vanish(f"/kubepods/{POD}/{live.record.id}")
+        return await exited(world, live, KILLED)
+
+    async def test_what_the_pod_counts_since_the_start_was_its_own(self, world: World, live: Container) -> None:
+        self.of_pod(world, 6)
+        assert await self.ended(world, live) == "OOMKilled"
+
+    async def test_what_it_counted_before_was_not(self, world: World, live: Container) -> None:
+        assert await self.ended(world, live) == "Error"
+
+    async def test_nor_what_a_living_neighbour_accounts_for(self, world: World, live: Container) -> None:
+        await self.started(world, self.OTHER)
+        (world.cgroup(f"/kubepods/{POD}/{self.OTHER}") / "memory.events").write_text("oom_kill 1\n")
+        self.of_pod(world, 6)
+        assert await self.ended(world, live) == "Error"
+
+    async def test_each_is_blamed_for_its_own(self, world: World, live: Container) -> None:
+        other = await self.started(world, self.OTHER)
+        self.of_pod(world, 6)
+        assert await self.ended(world, live) == "OOMKilled"
+        assert await self.ended(world, other) == "Error"
+
+    async def test_of_one_that_an_earlier_daemon_started_the_shim_may_say_so(self, world: World, live: Container) -> None:
+        live.pod_oom_kills = None
+        self.of_pod(world, 6)
+        assert await self.ended(world, live) == "Error"
+
+    async def test_nothing_is_asked_with_the_cgroupfs_driver(self, world: World, live: Container) -> None:
+        world.handlers["runc"] = RuntimeHandler("runc")
+        self.of_pod(world, 6)
+        assert await self.ended(world, live) == "Error"
 
 
 async def test_a_cgroup_that_cant_be_read_keeps_no_exit_from_being_recorded(world: World) -> None:

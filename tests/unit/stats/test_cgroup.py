@@ -200,7 +200,7 @@ def test_without_word_of_it_nobody_was_killed(make: Make, tmp_path: Path) -> Non
     assert cgroup.oom_kills() == 0, "a kernel that doesn't count them"
     for directory in list(tmp_path.rglob("abc")):
         shutil.rmtree(directory)
-    assert cgroup.oom_kills() == 0
+    assert cgroup.oom_kills() is None, "nobody knows"
 
 
 def test_a_pods_cgroup_is_at_the_same_path_everywhere(tmp_path: Path) -> None:
