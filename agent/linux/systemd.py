@@ -19,6 +19,10 @@ _TRANSIENT = Path("/run/systemd/transient")
 """Holds the definition of each transient unit for as long as systemd knows it (org.freedesktop.systemd1(5), StartTransientUnit)."""
 
 
+_SOON = "TimeoutStopSec=10"
+"""A node that is shut down doesn't wait longer for shims that heed no SIGTERM; their containers are stopped by then."""
+
+
 class Systemd:
     """Process 1 of this node. `transient` is another place in tests only."""
 
@@ -46,7 +50,7 @@ class Systemd:
             Unavailable: as `start_slice`.
         """
         if not await in_thread((self._transient / unit).exists):
-            properties = ("Type=oneshot", "RemainAfterExit=yes", "Delegate=yes", "TasksMax=infinity", "OOMPolicy=continue")
+            properties = ("Type=oneshot", "RemainAfterExit=yes", "Delegate=yes", "TasksMax=infinity", "OOMPolicy=continue", _SOON)
             settings = [word for each in properties for word in ("--property", each)]
             await self._run("systemd-run", "--quiet", f"--unit={unit}", "--description=Shims of Orlop's pods", *settings, "true")
 
