@@ -100,7 +100,7 @@ def tell(tally: Tally) -> None:
     for name in simulated_names():
         print(f"  {name:36}", *(f"{action} {tally.fired[f'{name} {action}']:6}" for action in ACTIONS))
     print("faults of programs, and what is done to the node:")
-    wanted = [f"{subject} {mode}" for subject, modes in FAULTS.items() for mode in modes] + list(HARMS)
+    wanted = [f"{subject} {mode}" for subject, modes in FAULTS.items() for mode in modes] + [*HARMS, "power cut"]
     for name in wanted:
         print(f"  {name:36} {tally.faults[name]:6}")
     missing = [name for name in simulated_names() if not any(tally.fired[f"{name} {action}"] for action in ACTIONS)]

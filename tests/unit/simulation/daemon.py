@@ -52,7 +52,6 @@ from tests.unit.simulation.syscalls import SimCgroups, SimMounts, SimNamespaces,
 
 IMAGE = "docker.io/library/app:1"
 SHIM_CGROUP, POD_CGROUP = "/shims", "/pods"
-BOOT = "the boot"
 _TYPES = {"runc": "io.containerd.runc.v2", "kata": "io.containerd.kata.v2", "gvisor": "io.containerd.runsc.v1"}
 
 
@@ -175,6 +174,7 @@ class Daemon:
     copier: Copier
     number: int
     disk: Disk
+    boot_id: str
     life: Life = field(init=False)
     context: Context = field(init=False)
     pods: Pods = field(init=False)
@@ -263,7 +263,7 @@ class Daemon:
             node.state_dir,
             node.root_dir,
             clock=lambda: EPOCH + node.loop.time(),
-            boot_id=BOOT,
+            boot_id=self.boot_id,
             writer=lambda _, commit, deliver: SimWriter(life, self.disk, commit, deliver),
         )
         self._ends.append(self.store.close)

@@ -153,7 +153,7 @@ class Node:
         """What `agent.daemon.incarnation` does before the ledger is replayed."""
         for proc in self.kernel.members(f"/daemon-{number}"):
             proc.kill()
-        self.kernel.remove_cgroup(f"/daemon-{number}")
+        self.kernel.remove_cgroup(f"/daemon-{number}")  # nothing there: a boot took it
 
 
 def daemon_cgroup(life: Life) -> str:

@@ -117,6 +117,9 @@ class Player:
                 await asyncio.sleep(op.number)
             case "crash":
                 self._world.crash()
+            case "power cut":
+                await self._world.power_cut()
+                self._node.hits["power cut"] += 1
             case "restart":
                 if self._world.running and self._world.daemon is not None:
                     await self._world.daemon.stop()

@@ -117,6 +117,8 @@ def generate(seed: int, length: int = 30) -> Schedule:
         slot = choices.randrange(busy)
         held = [Op("start", slot, how="wait", text=handler[slot]), Op("hold rootfs", slot), Op("stop pod", slot, how="wait"), Op("let go")]
         schedule[2:2] = held
+    if choices.random() < 0.06:
+        schedule.insert(choices.randrange(2, 12), Op("power cut"))
     if not any(op.what == "crash" for op in schedule):
         schedule.insert(choices.randrange(5, len(schedule)), Op("crash"))
     return schedule

@@ -247,6 +247,9 @@ MUTATIONS = {
         [CRASH, Op("run", how="wait", text="2.1")],
         "left:",
     ),
+    "nothing_replayed_after_a_power_cut": Mutation(
+        nothing_replayed, [_start(), Op("power cut"), Op("restart"), Op("pass", number=5)], "left: address"
+    ),
     "everything_replayed": Mutation(
         everything_replayed, [_start(), Op("crash"), Op("restart"), Op("pass", number=5)], "nobody asked for it"
     ),

@@ -10,7 +10,7 @@ from pathlib import Path
 from tests.unit.simulation.clock import Loop
 from tests.unit.simulation.cni import Network
 from tests.unit.simulation.copier import Copier
-from tests.unit.simulation.daemon import BOOT, Daemon, Disk, runtime_config
+from tests.unit.simulation.daemon import Daemon, Disk, runtime_config
 from tests.unit.simulation.engine import Engine
 from tests.unit.simulation.node import Node
 from tests.unit.simulation.shims import GENERATIONS, Shims
@@ -35,7 +35,8 @@ class World:
         (top / "proc" / "self").mkdir(parents=True)
         (top / "proc" / "self" / "mountinfo").touch()
         (top / "proc" / "sys" / "kernel" / "random").mkdir(parents=True)
-        (top / "proc" / "sys" / "kernel" / "random" / "boot_id").write_text(BOOT)
+        self.boots = 1
+        self._write_boot_id()
         (top / "logs").mkdir()
         self.engine = Engine(self.node)
         self.network = Network(self.node)
@@ -58,7 +59,7 @@ class World:
         for _ in range(3):
             await self.bury()
             self.starts += 1
-            self.daemon = Daemon(self.node, self.shims, self.copier, self.starts, self.disk)
+            self.daemon = Daemon(self.node, self.shims, self.copier, self.starts, self.disk, self.boot_id)
             await self.daemon.start()
             if not self.daemon.life.dead:
                 return self.daemon
@@ -69,6 +70,34 @@ class World:
         if self.daemon is not None and not self.daemon.life.dead:
             self.crashes += 1
             self.daemon.crash()
+
+    async def power_cut(self) -> None:
+        """The node boots again: what is in memory and in /run is gone, what is on disk is not."""
+        self.crash()
+        await self.bury()
+        node, kernel = self.node, self.node.kernel
+        for proc in list(kernel.procs.values()):
+            proc.end(-9)
+        await asyncio.sleep(0.1)  # what ended with them has ended
+        kernel.mounts.clear()
+        kernel.cgroups.clear()
+        kernel.pins.clear()
+        self.network.interfaces.clear()
+        self.network.chains.clear()
+        self.shims.sockets.clear()
+        self.engine.containers.clear()
+        for directory in (node.state_dir, node.netns_dir):
+            shutil.rmtree(directory)
+            directory.mkdir()
+        self.boots += 1
+        self._write_boot_id()
+
+    @property
+    def boot_id(self) -> str:
+        return f"boot {self.boots}"
+
+    def _write_boot_id(self) -> None:
+        (self.node.top / "proc" / "sys" / "kernel" / "random" / "boot_id").write_text(self.boot_id)
 
     async def bury(self) -> None:
         """See the end of a daemon that was killed."""
