@@ -21,7 +21,7 @@ from tests.unit.simulation.schedule import FAULTS, HARMS, generate
 from tests.unit.simulation.shrink import minimal, report
 from tests.unit.simulation.world import remove, scratch
 
-_CHUNK = 50
+_CHUNK = 20
 _real_time = time.monotonic
 
 
@@ -80,8 +80,8 @@ def run_all(first: int, count: int, jobs: int, seconds: float = float("inf")) ->
     total, began = Tally(), _real_time()
     chunks = [range(start, min(start + _CHUNK, first + count)) for start in range(first, first + count, _CHUNK)]
     with ProcessPoolExecutor(jobs) as pool:
-        waiting = {pool.submit(run, chunk) for chunk in chunks[: 2 * jobs]}
-        rest = iter(chunks[2 * jobs :])
+        waiting = {pool.submit(run, chunk) for chunk in chunks[: jobs + 1]}
+        rest = iter(chunks[jobs + 1 :])
         while waiting:
             done = next(as_completed(waiting))
             waiting.discard(done)
