@@ -17,6 +17,7 @@ from __future__ import annotations
 import itertools
 import os
 import select
+import shutil
 import signal
 import subprocess
 import sys
@@ -29,8 +30,9 @@ from tests.uml.kernel import kernel
 
 PYTHON = REPO / ".venv/bin/python"
 """In the node, too."""
-MEMORY = "2G"
-"""Of the guest: a file in /dev/shm, as large as what is touched of it."""
+SHM = Path("/dev/shm")
+MEMORY = 2048
+"""Of the guest, in MiB: a file as large as what is touched of it."""
 BOOT_BUDGET = 120.0
 """Seconds until systemd has started the unit that takes commands; alone on a machine it takes 3."""
 
@@ -61,7 +63,7 @@ class Node:
         answers, answer = os.pipe()
         read_only = {REPO, Path(sys.base_prefix)}
         arguments = [
-            f"uml_dir={self.home}", f"umid={self.name}", f"mem={MEMORY}", "seccomp=on",
+            f"uml_dir={self.home}", f"umid={self.name}", f"mem={MEMORY}M", "seccomp=on",
             f"ubd0={self.home}/disk,{image()}", "root=/dev/ubda", "rw", "init=/usr/local/sbin/orlop-init",
             f"orlop.share={self.share}", *(f"orlop.read={path}" for path in read_only if not path.is_relative_to("/usr")),
             "con=null", "con0=fd:0,fd:1", "ssl=null", f"ssl0=fd:{hears},fd:{answer}",
@@ -71,7 +73,7 @@ class Node:
         with self.console.open("ab") as console:
             self._kernel = subprocess.Popen(
                 ["taskset", "-c", str(processor), kernel(), *arguments],
-                env={**os.environ, "TMPDIR": "/dev/shm"},
+                env={**os.environ, "TMPDIR": str(self._memory_home())},
                 stdin=subprocess.DEVNULL,
                 stdout=console,
                 stderr=console,
@@ -102,6 +104,10 @@ class Node:
         self._kernel = None
         for descriptor in self._line:
             os.close(descriptor)
+
+    def _memory_home(self) -> Path:
+        """Where the file is that the guest has for memory: containers often have a /dev/shm of 64 MB."""
+        return SHM if shutil.disk_usage(SHM).free > MEMORY << 20 else self.home
 
     def _answer(self, budget: float) -> str:
         """One line of the guest's."""
