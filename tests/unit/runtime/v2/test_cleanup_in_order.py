@@ -473,3 +473,40 @@ async def test_a_failure_holds_up_nothing_else_of_the_shim(tmp_path: Path, monke
     broken.mended = True
     await shutdown_shim(world.node, world.shim)
     assert str(world.shim.state) == "cleaned"
+
+
+# ---- a sandbox that is a task, in whose bundle the shim works
+
+
+async def test_a_sandbox_ends_a_shim_that_can_not_delete_its_containers(task_world: World) -> None:
+    """Its bundle goes with it: under a shim that lives, that would take away the log and the address of what is still in there."""
+    task_world.containers["c1"].holder = True
+    with pytest.raises(PartlyReleased):
+        await delete_task(task_world.node, task_world.tasks["c1"])
+    task_world.containers["c1"].holder = False
+    task_world.journal.clear()
+    await delete_task(task_world.node, task_world.tasks["pod"])
+    assert task_world.journal.index("shim has ended") < task_world.journal.index("shim delete c1") < task_world.journal.index("bundle pod")
+    assert task_world.left() == []
+
+
+async def test_a_sandbox_does_not_go_before_its_containers(task_world: World) -> None:
+    with pytest.raises(FailedPrecondition, match="still has tasks, which go first: c1"):
+        await delete_task(task_world.node, task_world.tasks["pod"])
+    assert task_world.containers["c1"].runs
+    assert task_world.tasks["pod"].bundle.path.exists()
+
+
+async def test_what_the_watcher_of_a_dead_shim_could_not_free_is_its_last_tasks(task_world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It died right after it had answered Delete, so that its cleanup found no task to leave it to."""
+    await delete_task(task_world.node, task_world.tasks["c1"])
+    broken = Broken(task_world, "socket")
+    monkeypatch.setattr(task_world.node.sockets, "remove_stale", broken)
+    task_world.tasks["pod"].move(Stage.DELETED)
+    task_world.shim_dies()
+    await cleanup_after_dead_shim(task_world.node, task_world.shim, "")
+    with pytest.raises(PartlyReleased, match="socket"):
+        await delete_task(task_world.node, task_world.tasks["pod"])
+    broken.mended = True
+    await delete_task(task_world.node, task_world.tasks["pod"])
+    assert task_world.left() == []
