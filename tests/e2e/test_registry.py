@@ -190,6 +190,28 @@ def test_tls(daemon: Daemon, certs: Path, tmp_path: Path) -> None:
             pull(daemon.client, "reg.test/app:v1")
 
 
+def test_a_proxy(daemon: Daemon, registry: DockerRegistry, certs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The daemon's environment has it. A registry takes requests in a proxy's form as well, so that it can stand in for one."""
+    registry.push_image("app", LAYERS, "v1")
+    hosts(certs, "reg.test", 'server = "http://10.9.9.9:5000"\ndial_timeout = "100ms"')
+    with Line(registry.address) as line:
+        for exceptions, refusal in (("192.168.0.0/16", ""), ("10.0.0.0/8", "http://10.9.9.9:5000 can't be reached")):
+            with monkeypatch.context() as environment:
+                environment.setenv("HTTP_PROXY", f"http://{line.address}")
+                environment.setenv("NO_PROXY", exceptions)
+                daemon.restart()
+            line.connections = 0
+            if not refusal:
+                pull(daemon.client, "reg.test/app:v1")
+                assert line.connections
+            else:
+                with refused(grpc.StatusCode.UNKNOWN, "RegistryUnavailable", refusal):
+                    pull(daemon.client, "reg.test/app:v1")
+                assert not line.connections
+    (image,) = listed(daemon.client)
+    assert list(image.repo_tags) == ["reg.test/app:v1"]
+
+
 def test_a_registry_that_is_down(daemon: Daemon, certs: Path) -> None:
     """The kubelet knows it by how the message begins, which of all codes it sees as it is with UNKNOWN alone."""
     hosts(certs, "reg.test", f'server = "http://127.0.0.1:{free_port()}"')
