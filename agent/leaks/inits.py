@@ -17,7 +17,9 @@ from agent.leaks.foreign import Life
 from agent.leaks.look import Look
 from agent.leaks.node import INIT, longest_cgroup, target
 from agent.leaks.owners import ID, NAMESPACE, Runtime, of_cgroup
+from agent.leaks.paths import cgroup_target
 from agent.leaks.suspects import Suspect, judged
+from agent.leaks.targets import CgroupTarget
 from agent.linux.procfs import ProcessInfo
 from agent.store.ledger import Kind, Resource
 from agent.store.ledger import State as EntryState
@@ -135,6 +137,13 @@ def _shim_alive(look: Look, task: Resource) -> bool | None:
     return None if recorded is None else look.node.alive(*recorded)
 
 
+def _own_cgroup(look: Look, process: ProcessInfo) -> Iterator[CgroupTarget]:
+    """Its container's, which is empty without it, and which no detector finds where a client has its own place for pods."""
+    cgroup = longest_cgroup(process)
+    if ID.search(cgroup.rpartition("/")[2]) and (directory := look.node.cgroup_directory(cgroup)) is not None:
+        yield from cgroup_target(cgroup, directory)
+
+
 def _finding(look: Look, process: ProcessInfo, owner: Owner, state: State, why: str) -> Finding:
     return Finding(
         kind=Thing.RUNC_INIT,
@@ -146,5 +155,5 @@ def _finding(look: Look, process: ProcessInfo, owner: Owner, state: State, why: 
         since=look.node.started(process),
         identity=str(process.start_time),
         pins=f"the cgroup {longest_cgroup(process)}, which pins its pod's, and the rootfs in its mount namespace",
-        targets=target(process),
+        targets=(*target(process), *_own_cgroup(look, process)),
     )

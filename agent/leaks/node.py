@@ -115,7 +115,12 @@ class Node:
 
     def has_cgroup(self, path: str) -> bool:
         """Whether any hierarchy has it."""
-        return any((mount / cgroupfs.relative(path)).is_dir() for mount in self.hierarchies.values())
+        return self.cgroup_directory(path) is not None
+
+    def cgroup_directory(self, path: str) -> Path | None:
+        """One of the directories of a cgroup; None: no hierarchy has it."""
+        directories = (mount / cgroupfs.relative(path) for mount in self.hierarchies.values())
+        return next((directory for directory in directories if directory.is_dir()), None)
 
     def links(self, pid: int) -> list[str]:
         """Where the descriptors of a process lead; nowhere if it is gone. Raises OSError: not to be seen."""
@@ -127,6 +132,18 @@ class Node:
             return os.readlink(f"{self.places.proc}/{pid}/ns/{kind}")
         except (FileNotFoundError, ProcessLookupError):
             return ""
+
+    @cached_property
+    def bound_sockets(self) -> dict[int, Path]:
+        """Unix sockets with a path: inode to path (proc_net(5)). Of this network namespace, which is the one that shims are in."""
+        table = os.fsdecode(files.read(f"{self.places.proc}/net/unix"))
+        rows = (line.split(None, 7) for line in table.split("\n")[1:])
+        return {int(row[6]): Path(row[7]) for row in rows if len(row) == 8 and row[7].startswith("/")}
+
+    def sockets_of(self, pid: int) -> list[Path]:
+        """Where a process listens. Raises OSError."""
+        inodes = (link.removeprefix("socket:[").removesuffix("]") for link in self.links(pid) if link.startswith("socket:["))
+        return sorted({path for number in inodes if (path := self.bound_sockets.get(int(number))) is not None})
 
     @cached_property
     def nsfs(self) -> int:

@@ -11,8 +11,9 @@ from agent.leaks.finding import Finding, Owner, State, Thing
 from agent.leaks.look import Look
 from agent.leaks.node import target
 from agent.leaks.owners import CRIO, NAMESPACE
+from agent.leaks.paths import file_target
 from agent.leaks.suspects import Suspect, judged
-from agent.leaks.targets import ProcessTarget
+from agent.leaks.targets import FileTarget, ProcessTarget
 from agent.linux.procfs import ProcessInfo
 
 _RELEASES = (
@@ -59,7 +60,7 @@ def _finding(look: Look, process: ProcessInfo, what: str, owner: Owner, why: str
         since=look.node.started(process),
         identity=str(process.start_time),
         pins=pins,
-        targets=(*_containers(look, process), *target(process, graceful=True)),
+        targets=(*_containers(look, process), *target(process, graceful=True), *_sockets(look, process)),
     )
 
 
@@ -68,6 +69,12 @@ def _containers(look: Look, shim: ProcessInfo) -> Iterator[ProcessTarget]:
     for process in look.node.processes.values():
         if process.ppid == shim.pid:
             yield from target(process)
+
+
+def _sockets(look: Look, shim: ProcessInfo) -> Iterator[FileTarget]:
+    """It takes them away only if it ends in order."""
+    for path in look.node.sockets_of(shim.pid):
+        yield from file_target(path, listening=True)
 
 
 def _why(look: Look, process: ProcessInfo, shim: ShimCommand) -> str:

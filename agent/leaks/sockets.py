@@ -5,7 +5,6 @@ A socket's name is a hash of the runtime's address, the namespace and an id: it 
 
 from __future__ import annotations
 
-import os
 import stat
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -14,7 +13,6 @@ from agent.leaks import commands
 from agent.leaks.finding import Finding, Owner, State, Thing
 from agent.leaks.look import Look
 from agent.leaks.paths import entries, file_target, modified
-from agent.linux import files
 
 
 def find(look: Look) -> Iterator[Finding]:
@@ -24,13 +22,13 @@ def find(look: Look) -> Iterator[Finding]:
         path.name.lstrip(".") for directory in (places.bundles, places.work_dirs, places.engine_state) for path in entries(directory)
     }
     ours = _paths(look, leftovers)
-    listening = _listening(look)
+    listening = set(look.node.bound_sockets.values())
     for path in entries(places.shim_sockets("any")[0].parent):
         if path in used or not _is_socket(path):
             continue
         if path in ours:
             yield _finding(path, "orlop", "of a shim of the agent's whose bundle, work directory or engine state was left as well")
-        elif str(path) not in listening and (not look.beside_others or not look.young(modified(path))):
+        elif path not in listening and (not look.beside_others or not look.young(modified(path))):
             yield _finding(path, "unknown", "that is none of a shim that the ledger has, and nobody listens at it")
 
 
@@ -40,12 +38,6 @@ def _running(look: Look) -> Iterator[str]:
         shim = commands.shim(process.cmdline)
         if shim is not None and shim.address == look.places.address:
             yield shim.id
-
-
-def _listening(look: Look) -> set[str]:
-    """The paths of all sockets that are bound in this network namespace, which is the one that shims are in (proc_net(5))."""
-    table = os.fsdecode(files.read(f"{look.places.proc}/net/unix"))
-    return {fields[7] for line in table.split("\n") if len(fields := line.split(None, 7)) == 8}
 
 
 def _paths(look: Look, ids: Iterable[str]) -> set[Path]:

@@ -45,7 +45,7 @@ def _unknown(look: Look, group: Sequence[Suspect]) -> Finding:
         what=f"what {whose} may have",
         state=State.UNKNOWN,
         why=f"{len(group)} of this kind, {first.finding.what} among them; {look.foreign.problem(first.runtime)}",
-        releases=f"Nothing, unless {whose} doesn't have it: once that answers, an audit can tell",
+        releases=f"Nothing before {whose} can be asked: what they don't have then is a leak",
         since=None,
         identity="",
         pins="",

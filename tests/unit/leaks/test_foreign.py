@@ -12,6 +12,7 @@ from agent.leaks import foreign
 from agent.leaks.finding import Finding, State, Thing
 from agent.leaks.foreign import Answer, Foreign, Life
 from agent.leaks.owners import CRI, KNOWN, TASKS, Runtime
+from agent.leaks.targets import CgroupTarget, FileTarget, ProcessTarget
 from cri.api import api_pb2 as cri
 from tests.unit.leaks.fakes import CONTAINER, NOW, SANDBOX, STRANGER, FakeLease, FakeNode, FakeResult
 from tests.unit.leaks.test_node_objects import network_pin, stale_socket
@@ -122,6 +123,19 @@ async def test_namespaces_that_no_cri_lists_are_not_judged(node: FakeNode) -> No
     assert await node.found() == []
 
 
+async def test_a_shim_is_released_with_its_containers_and_its_socket(node: FakeNode) -> None:
+    node.containerd()
+    path = node.has(node.top / "s") / "socket"
+    path.touch()
+    node.listens(path)
+    started = node.shim(70, STRANGER, address=address(node), links=["socket:[0]", "socket:[99]", "/dev/null"])
+    child = node.process(71, "pause", ppid=70, cgroup="/kube/a")
+    init, shim, socket = (await node.only()).targets
+    assert (init, shim) == (ProcessTarget(71, child, "/kube/a"), ProcessTarget(70, started, "/", graceful=True))
+    assert isinstance(socket, FileTarget)
+    assert (socket.path, socket.listening) == (path, True)
+
+
 # ---- runc init
 
 
@@ -145,6 +159,11 @@ async def test_one_whose_shim_is_dead_is_one_although_its_runtime_has_it(node: F
     assert (finding.kind, finding.state, finding.owner) == (Thing.RUNC_INIT, State.LEAKED, "containerd")
     assert "whose shim or monitor is dead" in finding.why
     assert finding.pins.startswith(f"the cgroup /kube/{STRANGER}, which pins its pod's")
+    assert len(finding.targets) == 1
+    node.cgroup(f"/kube/{STRANGER}")
+    _, target = (await node.only()).targets  # to be released with it, since it is nobody's but its own
+    assert isinstance(target, CgroupTarget)
+    assert target.path == f"/kube/{STRANGER}"
 
 
 async def test_one_whose_shim_has_just_died_may_be_in_its_runtimes_hands(node: FakeNode) -> None:
