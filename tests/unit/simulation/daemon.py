@@ -46,8 +46,9 @@ from cri.server import services
 from tests.unit.pods.specs import facts
 from tests.unit.simulation.clock import CURRENT, EPOCH, Life, close_descriptors
 from tests.unit.simulation.copier import Copier, SimLauncher
+from tests.unit.simulation.generations import GENERATIONS
 from tests.unit.simulation.node import Node, daemon_cgroup
-from tests.unit.simulation.shims import GENERATIONS, Shims, SimSockets
+from tests.unit.simulation.shims import Shims, SimSockets
 from tests.unit.simulation.syscalls import SimCgroups, SimMounts, SimNamespaces, SimProcesses
 
 IMAGE = "docker.io/library/app:1"

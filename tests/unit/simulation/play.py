@@ -29,12 +29,10 @@ from cri.api import api_pb2 as cri
 from tests.unit.simulation import render
 from tests.unit.simulation.clock import DeadlockError, simulated
 from tests.unit.simulation.daemon import IMAGE, Daemon
-from tests.unit.simulation.engine import Container
 from tests.unit.simulation.failures import Failpoints, installed
-from tests.unit.simulation.kernel import Proc
+from tests.unit.simulation.harm import Harm, container_of, sandbox_of
 from tests.unit.simulation.oracle import Oracle
 from tests.unit.simulation.schedule import HARMS, Op, Schedule
-from tests.unit.simulation.shims import ShimService
 from tests.unit.simulation.world import World, make_binaries, remove
 
 _CALLS = 20
@@ -79,8 +77,7 @@ class Player:
         self._oracle = Oracle(world)
         self._calls: dict[asyncio.Task[Any], str] = {}
         self._attempts: Counter[int] = Counter()
-        self._holders: list[Any] = []
-        self._harmed = False
+        self._harm = Harm(world, self._oracle, choices)
         points.crash = world.crash
 
     async def play(self, schedule: Schedule) -> None:
@@ -132,9 +129,9 @@ class Player:
                 self._oracle.disturbed = True
                 self._node.arm(op.text, op.how)
             case "end":
-                self._init_ends(op)
+                self._harm.init_ends(op)
             case what if what in HARMS:
-                self._harm(op)
+                self._harm.do(op)
             case _:
                 await self._call(op)
 
@@ -194,7 +191,7 @@ class Player:
 
     def _request(self, daemon: Daemon, op: Op) -> tuple[str, Any, bool]:
         """The next call: the wanted one, about the pod or container that there is now, or one that has to come before it."""
-        sandbox = self._sandbox(daemon, op.slot)
+        sandbox = sandbox_of(daemon, op.slot)
         if op.what == "run" or sandbox is None or (sandbox.record.state is not SandboxState.READY and op.what in _IN_A_POD):
             if sandbox is None or sandbox.record.state is not SandboxState.READY:
                 self._attempts[op.slot] += 1
@@ -207,7 +204,7 @@ class Player:
         if op.what == "remove pod":
             self._oracle.asked.add(sandbox_id)
             return "RemovePodSandbox", cri.RemovePodSandboxRequest(pod_sandbox_id=sandbox_id), True
-        live = self._container(daemon, sandbox_id, op.container)
+        live = container_of(daemon, sandbox_id, op.container)
         if op.what == "create" or live is None or (live.record.state is ContainerState.EXITED and op.what in _RUNS):
             return "CreateContainer", self._container_request(op, sandbox, live), op.what == "create"
         container_id = live.record.id
@@ -238,129 +235,14 @@ class Player:
         config.linux.security_context.namespace_options.pid = cri.CONTAINER
         return config
 
-    def _sandbox(self, daemon: Daemon, slot: int) -> Sandbox | None:
-        mine = [live for live in daemon.pods.registry.sandboxes if live.record.config.metadata.name == f"pod{slot}"]
-        return max(mine, key=lambda live: live.record.config.metadata.attempt, default=None)
-
-    def _container(self, daemon: Daemon, sandbox_id: str, number: int) -> LiveContainer | None:
-        mine = [live for live in daemon.pods.registry.containers_of(sandbox_id) if live.record.config.metadata.name == f"c{number}"]
-        return max(mine, key=lambda live: live.record.config.metadata.attempt, default=None)
-
-    # ---- what happens to the node
-
     def bundle_goes(self, goes: bundle.Bundle) -> None:
         self._oracle.bundle_goes(goes)
-
-    def _init_ends(self, op: Op) -> None:
-        """A container's main process ends by itself."""
-        for container in self._containers(op):
-            if container.status == "running" and container.init is not None:
-                container.init.end(int(op.number))
-
-    def _containers(self, op: Op) -> list[Container]:
-        """The containers of the slot and number that there are on the node."""
-        daemon = self._world.daemon
-        if daemon is None or not hasattr(daemon, "pods") or (sandbox := self._sandbox(daemon, op.slot)) is None:
-            return []
-        live = self._container(daemon, sandbox.record.id, op.container)
-        container = None if live is None else self._world.engine.containers.get(live.record.id)
-        return [] if container is None else [container]
-
-    def _inits(self, op: Op) -> list[Proc]:
-        return [each.init for each in self._containers(op) if each.init is not None and each.init.alive]
-
-    def _shims(self, op: Op) -> list[ShimService]:
-        daemon = self._world.daemon
-        if daemon is None or not hasattr(daemon, "pods"):
-            return []
-        sandbox = self._sandbox(daemon, op.slot)
-        return [] if sandbox is None else self._world.shims.of(sandbox.record.id)
-
-    def _harm(self, op: Op) -> None:
-        node, kernel = self._node, self._node.kernel
-        done = True
-        match op.what:
-            case "kill shim" | "stop shim" | "continue shim" | "hang up":
-                shims = self._shims(op)
-                for shim in shims:
-                    match op.what:
-                        case "kill shim":
-                            shim.proc.kill()
-                        case "stop shim":
-                            shim.proc.stop()
-                        case "continue shim":
-                            shim.proc.go_on()
-                        case _:
-                            self._oracle.harmed.update({shim.group, *(each.sandbox for each in shim.containers.values())})
-                            shim.hang_up()
-                done = bool(shims)
-            case "kill init":
-                inits = self._inits(op)
-                for init in inits:
-                    init.kill()
-                done = bool(inits)
-            case "hold rootfs":
-                mounts = [mount for container in self._containers(op) for mount in container.mounts if mount in kernel.mounts]
-                for mount in mounts:
-                    holder = kernel.spawn("tail")
-                    mount.holders.append(holder)
-                    self._holders.append(holder)
-                done = bool(mounts)
-            case "let go":
-                done = bool(self._holders)
-                self._let_go()
-            case "fill disk" | "empty disk":
-                self._world.disk.full = op.what == "fill disk"
-            case "kill copier" | "stop copier":
-                if self._world.copier.proc is not None:
-                    (self._world.copier.proc.kill if op.what == "kill copier" else self._world.copier.proc.stop)()
-            case "unpin":
-                done = self._unpin(op)
-            case "freeze" | "thaw" | "state D" | "no state D":
-                inits = self._inits(op)
-                for init in inits:
-                    self._oracle.harmed.add(init.owner)
-                    match op.what:
-                        case "freeze":
-                            kernel.cgroups[init.cgroup] = True
-                        case "thaw":
-                            kernel.thaw(init.cgroup)
-                        case "state D":
-                            init.uninterruptible = True
-                        case _:
-                            init.go_on()
-                done = bool(inits)
-            case _:
-                jobs = list(node.jobs)
-                if jobs:
-                    self._choices.choice(jobs).proc.kill()
-                done = bool(jobs)
-        self._harmed |= op.what not in ("fill disk", "empty disk")
-        if done:
-            node.hits[op.what] += 1
-
-    def _unpin(self, op: Op) -> bool:
-        """A script of the node unmounts a pod's network namespace."""
-        daemon = self._world.daemon
-        if daemon is None or not hasattr(daemon, "pods") or (sandbox := self._sandbox(daemon, op.slot)) is None:
-            return False
-        pin = sandbox.record.pins.get("network")
-        if pin is None or Path(pin.path) not in self._node.kernel.pins:
-            return False
-        self._oracle.unpinned.add(Path(pin.path))
-        self._node.kernel.unpin(Path(pin.path))
-        return True
-
-    def _let_go(self) -> None:
-        for holder in self._holders:
-            holder.end(0)
-        self._holders.clear()
 
     # ---- the end
 
     async def _end(self) -> None:
         """Everything is well again; after a while the kubelet removes all its pods; then nothing may be left."""
-        if self._world.disk.full and not self._oracle.disturbed and not self._harmed:
+        if self._world.disk.full and not self._oracle.disturbed and not self._harm.done:
             await self._remove_all(await self._boot())  # which needs no disk (11)
             if self._found([f"left with a full disk: {thing} (11)" for thing in self._oracle.left()], "a full disk"):
                 return
@@ -434,7 +316,7 @@ class Player:
         self._points.disarm()
         self._node.next_faults.clear()
         self._world.disk.full = False
-        self._let_go()
+        self._harm.let_go()
         for cgroup in list(self._node.kernel.cgroups):
             self._node.kernel.thaw(cgroup)
         for proc in list(self._node.kernel.procs.values()):

@@ -12,8 +12,9 @@ from tests.unit.simulation.cni import Network
 from tests.unit.simulation.copier import Copier
 from tests.unit.simulation.daemon import Daemon, Disk, runtime_config
 from tests.unit.simulation.engine import Engine
+from tests.unit.simulation.generations import GENERATIONS
 from tests.unit.simulation.node import Node
-from tests.unit.simulation.shims import GENERATIONS, Shims
+from tests.unit.simulation.shims import Shims
 
 
 def make_binaries(directory: Path) -> Path:
