@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +13,7 @@ from tests.unit.simulation.daemon import SHIM_CGROUP, handlers, runtime_config
 from tests.unit.simulation.node import daemon_cgroup
 from tests.unit.simulation.shims import SimSockets
 from tests.unit.simulation.syscalls import SimCgroups, SimMounts, SimProcesses
-from tests.unit.simulation.world import World, make_binaries, remove, scratch
-
-
-@pytest.fixture
-def directory() -> Iterator[Path]:
-    yield scratch()
-    remove(scratch())
+from tests.unit.simulation.world import World, make_binaries
 
 
 def spec(name: str) -> dict[str, Any]:

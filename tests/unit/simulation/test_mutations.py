@@ -6,7 +6,7 @@ Each is played with some seeds; one that shows it is enough, as in real runs. Un
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -29,7 +29,6 @@ from agent.store.resource import Resource
 from tests.unit.simulation.node import Node
 from tests.unit.simulation.play import play
 from tests.unit.simulation.schedule import Op, Schedule
-from tests.unit.simulation.world import remove, scratch
 
 _SEEDS = 12
 
@@ -266,12 +265,6 @@ MUTATIONS = {
     "lists_wait": Mutation(lists_wait, [_start()], "ListPodSandbox waits"),
     "lists_are_old": Mutation(lists_are_old, [_start(), Op("stop pod", how="wait")], "are old (14)"),
 }
-
-
-@pytest.fixture
-def directory() -> Iterator[Path]:
-    yield scratch()
-    remove(scratch())
 
 
 @pytest.mark.parametrize("name", MUTATIONS)

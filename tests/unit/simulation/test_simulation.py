@@ -6,33 +6,20 @@ More of them: `make simulate SEEDS=FROM:COUNT`.
 
 from __future__ import annotations
 
-import os
-import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.unit.simulation.conftest import FIRST, PER_TEST, TESTS
 from tests.unit.simulation.play import play
 from tests.unit.simulation.regressions import CASES
 from tests.unit.simulation.schedule import generate
 from tests.unit.simulation.shrink import minimal, report
-from tests.unit.simulation.world import remove, scratch
-
-_PER_TEST = 50
-_FIRST = int(os.environ.get("ORLOP_SIMULATE_FROM", int(time.time()) // 86400 * 100_000))
-_TESTS = int(os.environ.get("ORLOP_SIMULATE_TESTS", "16"))
 
 
-@pytest.fixture
-def directory() -> Iterator[Path]:
-    yield scratch()
-    remove(scratch())
-
-
-@pytest.mark.parametrize("first", [_FIRST + number * _PER_TEST for number in range(_TESTS)])
+@pytest.mark.parametrize("first", [FIRST + number * PER_TEST for number in range(TESTS)])
 def test_schedules(first: int, directory: Path) -> None:
-    for seed in range(first, first + _PER_TEST):
+    for seed in range(first, first + PER_TEST):
         schedule = generate(seed)
         if play(seed, schedule, directory).problems:
             pytest.fail(f"seed {seed}\n{report(seed, *minimal(seed, schedule, directory))}")
