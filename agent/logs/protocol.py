@@ -27,7 +27,7 @@ from typing import Any
 
 from agent import errdefs
 
-VERSION = "1"
+VERSION = "2"
 """Of the copier's code and of this protocol. A daemon replaces a running copier of another one, in order."""
 PACKET = 64 << 10
 """Bytes of the largest packet; two paths and a page of ids are far below."""

@@ -223,15 +223,15 @@ def test_a_turn_has_a_quota_and_every_stream_gets_its_share(node: Node, monkeypa
     monkeypatch.setattr(container_log, "QUOTA", 1)
     container = node.copier()
     shim = node.shim()
-    line = b"z" * 1023 + b"\n"
-    shim.write(line * 128)
-    shim.write(line * 128, "stderr")
+    lines = (b"z" * 1023 + b"\n") * (2 * CHUNK // 1024)
+    shim.write(lines)
+    shim.write(lines, "stderr")
     assert container.turn(node.scratch) is True
     log = node.log.read_bytes()
     assert (len(text(log)), len(text(log, "stderr"))) == (CHUNK, CHUNK)
     assert container.turn(node.scratch) is True
     assert container.turn(node.scratch) is False
-    assert text(node.log.read_bytes(), "stderr") == line * 128
+    assert text(node.log.read_bytes(), "stderr") == lines
 
 
 def test_without_a_log_everything_is_read_and_discarded(node: Node) -> None:
@@ -304,10 +304,10 @@ def test_a_copier_that_is_killed_loses_nothing_and_doubles_at_most_a_read(
 
 def test_an_orderly_end_writes_what_is_in_memory_only(node: Node) -> None:
     shim, container = node.shim(), node.copier(max_line=-1)
-    shim.write(b"x" * 60_000)
+    shim.write(b"x" * 200_000)
     container.turn(node.scratch)
     shim.write(b"y")
     container.flush()
     shim.write(b"\n")
     node.copier(max_line=-1).turn(node.scratch)
-    assert contents(node.log.read_bytes()) == [("P", b"x" * 60_000), ("F", b"y")]
+    assert contents(node.log.read_bytes()) == [("P", b"x" * 200_000), ("F", b"y")]

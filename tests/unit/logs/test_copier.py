@@ -20,6 +20,7 @@ import pytest
 from agent import errdefs, metrics, timeouts
 from agent.linux.processes import Processes
 from agent.logs import ContainerState, DrainResult, LogCopier, Stdio, client, protocol
+from agent.logs.container_log import CHUNK
 from tests.unit.logs.toolbox import Shim, contents, records, size, text, until
 
 REPOSITORY = Path(__file__).parents[3]
@@ -310,14 +311,14 @@ async def test_the_copier_is_started_again_in_order_under_load(node: Node) -> No
 async def test_a_long_line_survives_an_orderly_end_of_the_copier(node: Node) -> None:
     daemon = await node.daemon(max_line=-1)
     shim = Shim(await daemon.open("c1", node.log("c1"), terminal=False))
-    shim.write(b"x" * 100_000)
-    while (await daemon.containers())[0].bytes < 100_000:  # it is too much to stay in the FIFO
+    shim.write(b"x" * 200_000)
+    while (await daemon.containers())[0].bytes < 200_000:  # it is too much to stay in the FIFO
         pass
     await node.end_copier(signal.SIGTERM)
     shim.write(b"y\n")
     shim.close()
     await finish(daemon, "c1")
-    assert text(node.log("c1").read_bytes()) == b"x" * 100_000 + b"y\n"
+    assert text(node.log("c1").read_bytes()) == b"x" * 200_000 + b"y\n"
 
 
 async def test_a_killed_copier_loses_nothing_and_doubles_at_most_a_read(node: Node) -> None:
@@ -340,7 +341,7 @@ async def test_a_killed_copier_loses_nothing_and_doubles_at_most_a_read(node: No
     assert sorted(set(found)) == counter.expected()
     jumps = [number for number, following in itertools.pairwise(found) if following != number + 1]
     assert len(jumps) <= 2 * kills  # back to what was read and not consumed, and at a torn record that looks whole
-    assert len(found) - counter.count <= kills * (64 << 10)
+    assert len(found) - counter.count <= kills * CHUNK
 
 
 async def test_with_the_copier_down_a_containers_last_words_wait(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
