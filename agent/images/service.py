@@ -254,7 +254,8 @@ class ImageService:
             InvalidArgument: `name` is no reference, a hosts.toml is wrong, or the image is nothing that can be run.
             NotFound: the registry doesn't have it, or not for this platform.
             PermissionDenied: the registry wants other credentials.
-            Unavailable, DeadlineExceeded: the registry can't be reached, or doesn't deliver; or the agent stops.
+            RegistryUnavailable: the registry can't be reached, or doesn't deliver. Unavailable: the agent stops.
+            DeadlineExceeded: a layer took too long to unpack.
             DataLoss: what it delivers is not what the digests say.
             FailedPrecondition, Unknown: its certificate isn't trusted; it does what no registry should.
             ResourceExhausted: a layer is a bomb, or the disk is full.

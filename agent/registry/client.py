@@ -24,7 +24,6 @@ from agent.aio import in_thread
 from agent.content.digest import digest_of, validate_digest
 from agent.errdefs import (
     DataLoss,
-    DeadlineExceeded,
     FailedPrecondition,
     InvalidArgument,
     NotFound,
@@ -35,7 +34,7 @@ from agent.errdefs import (
 from agent.registry.answers import check_status, media_type, skipped_bytes
 from agent.registry.auth import Authorizer, Challenge, Credentials, TokenRequest, parse_challenges
 from agent.registry.hosts import PULL, RESOLVE, Host, find_hosts
-from agent.registry.messages import CHUNK, NotTLS, Request, Transient, Unreachable
+from agent.registry.messages import CHUNK, NotTLS, RegistryUnavailable, Request, Transient, Unreachable
 from agent.registry.proxies import Proxies
 from agent.registry.tls import default_context, tls_context
 
@@ -63,7 +62,7 @@ _MAX_CHALLENGES = 2
 """Answers to a 401 for one request: a token, and another one if the first has run out."""
 _MIN_SECRET = 6
 """Characters of a header's value that may be a secret; "1" and "true" are none."""
-_PEER_FAULTS = (Unavailable, DeadlineExceeded, NotFound, PermissionDenied, DataLoss, Unknown, FailedPrecondition, InvalidArgument)
+_PEER_FAULTS = (Unavailable, NotFound, PermissionDenied, DataLoss, Unknown, FailedPrecondition, InvalidArgument)
 """What another host may do better; a full disk isn't among it."""
 
 
@@ -163,7 +162,7 @@ class Repository:
     """See `RegistryClient.repository`. What its methods raise, beside what is said there, when no host does better:
 
     NotFound: there is no such thing. PermissionDenied: not for these credentials. DataLoss: other bytes than asked for.
-    Unavailable, DeadlineExceeded: hosts can't be reached, or don't deliver. FailedPrecondition: a certificate isn't trusted, or
+    RegistryUnavailable: hosts can't be reached, or don't deliver. FailedPrecondition: a certificate isn't trusted, or
     hosts.toml lets nobody be asked. Unknown, InvalidArgument: a host does what no registry should.
     """
 
@@ -317,7 +316,7 @@ class Repository:
                 failures = 1 if offset - counted >= CHUNK else failures + 1
                 counted = offset
                 if loop.time() - heard > timeouts.PULL_PROGRESS:
-                    raise DeadlineExceeded(f"{error}; no byte came for {timeouts.PULL_PROGRESS:g} s") from error
+                    raise RegistryUnavailable(f"{error}; no byte came for {timeouts.PULL_PROGRESS:g} s") from error
                 if failures > retries or _has_next(error, retries):
                     raise
                 _log.info("a download goes on", image=self.name, what=what, at=offset, of=size, error=str(error))
