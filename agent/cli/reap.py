@@ -26,6 +26,7 @@ from agent.linux.mounts import Mounts
 from agent.linux.namespaces import Namespaces
 from agent.linux.processes import Processes
 from agent.network import Inventory, Network
+from agent.network.chains import remove_chain
 from agent.network.inventory import cached_attachment
 from cri.client import Client
 
@@ -123,7 +124,17 @@ async def reaper_of(settings: Settings) -> AsyncIterator[Reaper]:
         network = Network(processes, namespaces, conf_dir=settings.cni.conf_dir, bin_dirs=settings.cni.bin_dirs)
         stack.push_async_callback(network.stop, 0)
 
-        async def detach(path: Path) -> None:
-            await network.delete(await in_thread(cached_attachment, path))
+        yield Reaper(processes, Cgroups(), Mounts(), namespaces, _Plugins(network))
 
-        yield Reaper(processes, Cgroups(), Mounts(), namespaces, detach)
+
+@dataclass(frozen=True)
+class _Plugins:
+    """`agent.leaks.reap.Plugins`."""
+
+    network: Network
+
+    async def detach(self, file: Path) -> None:
+        await self.network.delete(await in_thread(cached_attachment, file))
+
+    async def remove_chain(self, tool: str, name: str, sandbox: str) -> bool:
+        return await in_thread(remove_chain, tool, name, sandbox)

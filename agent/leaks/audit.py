@@ -15,7 +15,21 @@ from collections.abc import Awaitable, Callable, Sequence
 from agent import metrics
 from agent.aio import in_thread
 from agent.errdefs import OrlopError
-from agent.leaks import cgroups, directories, foreign, foreign_directories, held, inits, leases, mounts, pins, shims, sockets, strays
+from agent.leaks import (
+    cgroups,
+    chains,
+    directories,
+    foreign,
+    foreign_directories,
+    held,
+    inits,
+    leases,
+    mounts,
+    pins,
+    shims,
+    sockets,
+    strays,
+)
 from agent.leaks.finding import Finding, State, Thing
 from agent.leaks.foreign import Answer, Foreign
 from agent.leaks.look import GRACE, Detector, Look, Network
@@ -40,6 +54,7 @@ DETECTORS: tuple[tuple[Thing, Detector], ...] = (
     (Thing.NETNS, pins.find_network),
     (Thing.IPCNS, pins.find),
     (Thing.CNI, leases.find),
+    (Thing.CHAIN, chains.find),
     (Thing.CGROUP, cgroups.find),
     *((place.kind, place) for place in directories.PLACES),
     (Thing.BUNDLE, foreign_directories.find),

@@ -41,6 +41,7 @@ class Thing(StrEnum):
     UTSNS = "utsns"
     SHM = "shm"
     CNI = "cni"
+    CHAIN = "chain"
     LOG = "log"
     FIFO = "fifo"
     EXEC = "exec"

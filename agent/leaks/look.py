@@ -44,9 +44,21 @@ class CachedResult(Protocol):
     def path(self) -> Path: ...
 
 
-class Network(Protocol):
-    """`agent.network.Inventory`. Blocks; raises OSError."""
+class Chain(Protocol):
+    """What is needed of `agent.network.chains.Chain`."""
 
+    @property
+    def tool(self) -> str: ...
+    @property
+    def name(self) -> str: ...
+    @property
+    def sandbox(self) -> str: ...
+
+
+class Network(Protocol):
+    """`agent.network.Inventory`. Blocks; raises OSError, OrlopError."""
+
+    def chains(self) -> Iterable[Chain]: ...
     def leases(self, directory: Path) -> Iterable[Lease]: ...
     def results(self, directory: Path) -> Iterable[CachedResult]: ...
 

@@ -10,17 +10,17 @@ from __future__ import annotations
 import os
 import signal
 import socket
-from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, assert_never
+from typing import Literal, Protocol, assert_never
 
 from agent import log
 from agent.aio import in_thread, within
 from agent.errdefs import Busy, DeadlineExceeded, FailedPrecondition, OrlopError
 from agent.leaks.finding import Finding, State, Thing
-from agent.leaks.targets import AttachmentTarget, CgroupTarget, FileTarget, MountTarget, PinTarget, ProcessTarget, Target
+from agent.leaks.targets import AttachmentTarget, CgroupTarget, ChainTarget, FileTarget, MountTarget, PinTarget, ProcessTarget, Target
 from agent.linux.cgroups import Cgroups
 from agent.linux.mounts import Mounts
 from agent.linux.namespaces import Namespaces
@@ -31,7 +31,7 @@ _log = log.get("reap")
 
 ORDER = (
     Thing.RUNC_INIT, Thing.PROCESS, Thing.SHIM, Thing.CGROUP, Thing.MOUNT, Thing.ENGINE_STATE, Thing.BUNDLE, Thing.WORK_DIR,
-    Thing.FIFO, Thing.SOCKET, Thing.CNI, Thing.NETNS, Thing.IPCNS, Thing.UTSNS, Thing.SANDBOX_DIR, Thing.SNAPSHOT,
+    Thing.FIFO, Thing.SOCKET, Thing.CNI, Thing.CHAIN, Thing.NETNS, Thing.IPCNS, Thing.UTSNS, Thing.SANDBOX_DIR, Thing.SNAPSHOT,
     Thing.LAYER_UNPACK, Thing.INGEST,
 )  # fmt: skip
 """What is released before what it pins; the network goes after the last process in it, with CNI DEL before its namespace."""
@@ -40,8 +40,16 @@ _TERM_GRACE, _KILL_GRACE = 3.0, 5.0
 """Seconds for a process to end after SIGTERM, and after SIGKILL."""
 
 Outcome = Literal["released", "gone", "refused", "failed"]
-Detach = Callable[[Path], Awaitable[None]]
-"""CNI DEL for the attachment that libcni's cache has in this file. Raises OrlopError."""
+
+
+class Plugins(Protocol):
+    """What network plugins did, undone. Raises OrlopError, OSError."""
+
+    async def detach(self, file: Path) -> None:
+        """CNI DEL for the attachment that libcni's cache has in this file."""
+
+    async def remove_chain(self, tool: str, name: str, sandbox: str) -> bool:
+        """Remove a chain that is for this sandbox; whether it was there."""
 
 
 @dataclass(frozen=True)
@@ -77,12 +85,12 @@ def _position(finding: Finding) -> tuple[int, int]:
 class Reaper:
     """Acts. What it is made of is other in tests."""
 
-    def __init__(self, processes: Processes, cgroups: Cgroups, mounts: Mounts, namespaces: Namespaces, detach: Detach) -> None:
+    def __init__(self, processes: Processes, cgroups: Cgroups, mounts: Mounts, namespaces: Namespaces, plugins: Plugins) -> None:
         self._processes = processes
         self._cgroups = cgroups
         self._mounts = mounts
         self._namespaces = namespaces
-        self._detach = detach
+        self._plugins = plugins
 
     async def release(self, finding: Finding) -> list[Step]:
         """Release one finding, target by target; each act is logged. Never raises for what can't be released."""
@@ -114,8 +122,10 @@ class Reaper:
             case AttachmentTarget():
                 if not await in_thread(_is_there, target.file):
                     return False
-                await self._detach(target.file.path)
+                await self._plugins.detach(target.file.path)
                 return True
+            case ChainTarget():
+                return await self._plugins.remove_chain(target.tool, target.name, target.sandbox)
             case FileTarget():
                 return await self._remove(target)
             case _:
@@ -265,5 +275,7 @@ def _named(target: Target) -> str:
             return f"cgroup {target.path}"
         case AttachmentTarget():
             return f"attachment {target.file.path}"
+        case ChainTarget():
+            return f"chain {target.name} of {target.tool}"
         case MountTarget() | PinTarget() | FileTarget():
             return str(target.path)

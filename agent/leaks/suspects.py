@@ -20,13 +20,15 @@ class Suspect:
     """A sandbox, container or uid; empty: nobody's, and so alive only as long as that can't be told."""
     runtime: Runtime | None = None
     """Whose it is, if that is known."""
+    ageless: bool = False
+    """The node doesn't say since when it is there, and something else that is older tells when it is being made."""
 
 
 def judged(look: Look, suspects: Iterable[Suspect]) -> Iterator[Finding]:
     """Those that are leaks, and one finding for each kind and runtime of which it can't be told."""
     unknown: dict[object, list[Suspect]] = {}
     for suspect in suspects:
-        if look.young(suspect.finding.since):
+        if not suspect.ageless and look.young(suspect.finding.since):
             continue
         life = look.foreign.life(suspect.identifier, suspect.runtime)
         if life is Life.GONE:

@@ -64,4 +64,13 @@ class AttachmentTarget:
     file: FileTarget
 
 
-Target = AttachmentTarget | ProcessTarget | CgroupTarget | MountTarget | PinTarget | FileTarget
+@dataclass(frozen=True)
+class ChainTarget:
+    """A chain of a network plugin in the nat table."""
+
+    tool: str
+    name: str
+    sandbox: str
+
+
+Target = AttachmentTarget | ChainTarget | ProcessTarget | CgroupTarget | MountTarget | PinTarget | FileTarget

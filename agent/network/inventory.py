@@ -1,6 +1,6 @@
-"""What network plugins keep on the node's disk about every attachment, whichever runtime asked for it: for `orlop audit`.
+"""What network plugins keep on the node about every attachment, whichever runtime asked for it: for `orlop audit`.
 
-Addresses that host-local leased, and the results that libcni caches. Blocking; callers use a thread.
+Addresses that host-local leased, the results that libcni caches, and chains of iptables. Blocking; callers use a thread.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from pathlib import Path
 
 from agent.errdefs import DataLoss
 from agent.network.attachment import Attachment
+from agent.network.chains import Chain, read_chains
 from agent.network.leases import Lease, read_leases
 
 _LONGEST = 1 << 20
@@ -33,6 +34,10 @@ class Inventory:
     def leases(self, directory: Path) -> list[Lease]:
         """As `read_leases`."""
         return read_leases(directory)
+
+    def chains(self) -> list[Chain]:
+        """As `read_chains`."""
+        return read_chains()
 
     def results(self, directory: Path) -> list[CachedResult]:
         """All cached results in `directory`; what isn't one, or vanishes while we look, is left out.

@@ -23,12 +23,9 @@ from agent.linux.namespaces import Namespaces
 from agent.linux.processes import Processes
 from tests.unit.cli.test_audit import FakeDaemon, settings
 from tests.unit.leaks.fakes import NOW, STRANGER, FakeNode
+from tests.unit.leaks.test_reap import FakePlugins
 
 WISH = Wish(kinds=(), owners=(), dry_run=False, yes=False, grace=300, form="json")
-
-
-async def no_attachments(_: Path) -> None:
-    raise AssertionError("nothing is attached here")
 
 
 @pytest.fixture
@@ -61,7 +58,7 @@ async def reap(node: FakeNode, wish: Wish, answer: bool | None = None) -> tuple[
         assert answer is not None, question
         return answer
 
-    reaper = Reaper(Processes(), Cgroups(node.places.cgroup_root), Mounts(node.places.proc), Namespaces(), no_attachments)
+    reaper = Reaper(Processes(), Cgroups(node.places.cgroup_root), Mounts(node.places.proc), Namespaces(), FakePlugins())
     return await command.reap(settings(node), None, reaper, wish, agreed=agreed), questions
 
 
@@ -102,7 +99,7 @@ async def test_what_refuses_is_left(node: FakeNode) -> None:
 
 
 async def test_without_a_look_nothing_is_released(node: FakeNode, capsys: pytest.CaptureFixture[str]) -> None:
-    reaper = Reaper(Processes(), Cgroups(), Mounts(), Namespaces(), no_attachments)
+    reaper = Reaper(Processes(), Cgroups(), Mounts(), Namespaces(), FakePlugins())
     daemon = FakeDaemon(node, DeadlineExceeded("it hangs"))
     code = await command.reap(settings(node), daemon, reaper, WISH, agreed=lambda _: True)
     assert code == CANNOT_LOOK

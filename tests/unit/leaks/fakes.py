@@ -47,6 +47,13 @@ class FakeResult:
     path: Path = Path("/var/lib/cni/results/x")
 
 
+@dataclass(frozen=True)
+class FakeChain:
+    sandbox: str
+    name: str = "CNI-0123456789abcdef"
+    tool: str = "iptables"
+
+
 @dataclass
 class FakeNode:
     """Paths are real; what a test puts there is what the detectors find."""
@@ -54,6 +61,7 @@ class FakeNode:
     top: Path
     ledger: list[Resource] = field(default_factory=list)
     leases: list[FakeLease] = field(default_factory=list)
+    chains: list[FakeChain] = field(default_factory=list)
     results: list[FakeResult] = field(default_factory=list)
     answers: dict[str, Answer] = field(default_factory=dict)
     """Of other runtimes, by their sockets; without one they don't answer."""
@@ -196,6 +204,9 @@ class FakeNetwork:
     """What network plugins wrote down."""
 
     node: FakeNode
+
+    def chains(self) -> Iterable[FakeChain]:
+        return list(self.node.chains)
 
     def leases(self, directory: Path) -> Iterable[FakeLease]:
         assert directory == self.node.places.leases

@@ -12,9 +12,10 @@ from agent.leaks import foreign
 from agent.leaks.finding import Finding, State, Thing
 from agent.leaks.foreign import Answer, Foreign, Life
 from agent.leaks.owners import CRI, KNOWN, TASKS, Runtime
-from agent.leaks.targets import CgroupTarget, FileTarget, ProcessTarget
+from agent.leaks.targets import CgroupTarget, ChainTarget, FileTarget, ProcessTarget
+from agent.store.kinds import Kind
 from cri.api import api_pb2 as cri
-from tests.unit.leaks.fakes import CONTAINER, NOW, SANDBOX, STRANGER, FakeLease, FakeNode, FakeResult
+from tests.unit.leaks.fakes import CONTAINER, NOW, SANDBOX, STRANGER, FakeChain, FakeLease, FakeNode, FakeResult
 from tests.unit.leaks.test_node_objects import network_pin, stale_socket
 
 UID = "3fb5d6a0-8e8e-4f2e-9c43-6d1f3a3c6a55"
@@ -246,6 +247,19 @@ async def test_a_socket_at_which_somebody_listens_is_none_that_was_left(node: Fa
     assert await node.found() == [("socket", "leaked", "unknown")] * 2
     node.listens(service)
     assert [finding.what for finding in await node.audit()] == [str(profiler)]
+
+
+async def test_a_chain_that_nothing_else_is_left_of(node: FakeNode) -> None:
+    node.chains += [FakeChain(SANDBOX), FakeChain(STRANGER), FakeChain(CONTAINER, tool="ip6tables"), FakeChain("nomad-1"), FakeChain("")]
+    node.owns(Kind.CNI, SANDBOX)
+    node.results.append(FakeResult(CONTAINER))
+    assert ("chain", "leaked", "unknown") in await node.found()
+    [finding] = [finding for finding in await node.audit() if finding.kind is Thing.CHAIN]
+    assert finding.targets == (ChainTarget("iptables", "CNI-0123456789abcdef", STRANGER),)
+    node.containerd(problem="it hangs")
+    assert ("chain", "unknown", "unknown") in await node.found()
+    node.containerd(STRANGER)
+    assert Thing.CHAIN not in {finding.kind for finding in await node.audit()}
 
 
 # ---- asking

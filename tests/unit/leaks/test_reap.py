@@ -18,7 +18,7 @@ from agent.errdefs import Unavailable
 from agent.leaks.finding import Finding, Owner, State, Thing
 from agent.leaks.paths import cgroup_target, file_target
 from agent.leaks.reap import ORDER, Reaper, Step, plan
-from agent.leaks.targets import AttachmentTarget, CgroupTarget, MountTarget, PinTarget, ProcessTarget, Target
+from agent.leaks.targets import AttachmentTarget, CgroupTarget, ChainTarget, MountTarget, PinTarget, ProcessTarget, Target
 from agent.linux import procfs
 from agent.linux.cgroups import Cgroups
 from agent.linux.mounts import Mounts
@@ -31,29 +31,34 @@ def leak(*targets: Target, kind: Thing = Thing.BUNDLE, owner: Owner = "orlop", s
     return Finding(kind, "it", owner, state, "", "", targets=targets)
 
 
-class Detached:
-    """CNI DEL."""
+class FakePlugins:
+    """CNI DEL, and iptables."""
 
     def __init__(self) -> None:
         self.files: list[Path] = []
+        self.chains: list[tuple[str, str, str]] = []
         self.error: Exception | None = None
 
-    async def __call__(self, file: Path) -> None:
+    async def detach(self, file: Path) -> None:
         self.files.append(file)
         if self.error:
             raise self.error
 
+    async def remove_chain(self, tool: str, name: str, sandbox: str) -> bool:
+        self.chains.append((tool, name, sandbox))
+        return len(self.chains) == 1
+
 
 @pytest.fixture
-def detach() -> Detached:
-    return Detached()
+def plugins() -> FakePlugins:
+    return FakePlugins()
 
 
 @pytest.fixture
-def reaper(node: FakeNode, detach: Detached) -> Reaper:
+def reaper(node: FakeNode, plugins: FakePlugins) -> Reaper:
     """Processes and files are real, mounts and cgroups are those of the fake node."""
     places = node.places
-    return Reaper(Processes(), Cgroups(places.cgroup_root), Mounts(places.proc), Namespaces(), detach)
+    return Reaper(Processes(), Cgroups(places.cgroup_root), Mounts(places.proc), Namespaces(), plugins)
 
 
 async def only(reaper: Reaper, *targets: Target) -> Step:
@@ -242,21 +247,27 @@ async def test_a_socket_at_which_somebody_listens(reaper: Reaper, tmp_path: Path
 # ---- attachments
 
 
-async def test_an_attachment_is_given_back_by_its_plugins(reaper: Reaper, detach: Detached, tmp_path: Path) -> None:
+async def test_an_attachment_is_given_back_by_its_plugins(reaper: Reaper, plugins: FakePlugins, tmp_path: Path) -> None:
     file = tmp_path / "result"
     file.touch()
     [target] = map(AttachmentTarget, file_target(file))
     assert (await only(reaper, target)).outcome == "released"
-    assert detach.files == [file]
-    detach.error = Unavailable("the plugin is missing")
+    assert plugins.files == [file]
+    plugins.error = Unavailable("the plugin is missing")
     step = await only(reaper, target)
     assert (step.outcome, step.detail) == ("failed", "the plugin is missing")
     os.rename(file, tmp_path / "aside")
     assert (await only(reaper, target)).outcome == "gone"
 
 
-async def test_what_can_not_be_released_keeps_nothing_else(reaper: Reaper, detach: Detached, node: FakeNode) -> None:
+async def test_a_chain(reaper: Reaper, plugins: FakePlugins) -> None:
+    target = ChainTarget("iptables", "CNI-1", STRANGER)
+    assert [(await only(reaper, target)).outcome for _ in range(2)] == ["released", "gone"]
+    assert plugins.chains == [("iptables", "CNI-1", STRANGER)] * 2
+
+
+async def test_what_can_not_be_released_keeps_nothing_else(reaper: Reaper, plugins: FakePlugins, node: FakeNode) -> None:
     bundle = tree(node)
-    detach.error = OSError(5, "disk")
+    plugins.error = OSError(5, "disk")
     steps = await reaper.release(leak(*map(AttachmentTarget, file_target(bundle)), *file_target(bundle)))
     assert [step.outcome for step in steps] == ["failed", "released"]
