@@ -33,6 +33,8 @@ KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 
 PACKAGES = ("containerd", "runc", "crun")
 BINARIES = frozenset({"containerd-shim-runc-v2", "runc", "crun"})
+CONTAINERD = frozenset({"containerd", "ctr"})
+"""A runtime for the agent to stand beside: the daemon of the newest suite, and its client, which can import images."""
 
 SHIMS = {"1.6": "bookworm", "1.7": "trixie", "2.1": "forky"}
 """containerd release of a shim -> the suite that has it."""
@@ -88,20 +90,27 @@ def prepare() -> None:
     """Has every tool on disk, so that later calls need no network. Raises ToolError."""
     for suite in SHIMS.values():
         unpacked(suite)
+    containerd()
+
+
+def containerd(name: str = "containerd") -> Path:
+    """The daemon of containerd 2.1, or its "ctr". Raises ToolError."""
+    suite = SHIMS["2.1"]
+    return unpacked(suite, TOOLS / f"{suite}-containerd", CONTAINERD) / "bin" / name
 
 
 @cache
-def unpacked(suite: str) -> Path:
+def unpacked(suite: str, home: Path | None = None, binaries: frozenset[str] = BINARIES) -> Path:
     """The folder with `bin` and `lib` of one suite; fetches and unpacks what is missing."""
-    home = TOOLS / suite
+    home = home or TOOLS / suite
     if not home.exists():  # asked before the lock: nodes in user-mode Linux can't write here
         with locked(TOOLS):
             if not home.exists():
-                unpack(archives(suite), home)
+                unpack(archives(suite), home, binaries)
     return home
 
 
-def unpack(debs: list[Path], home: Path) -> None:
+def unpack(debs: list[Path], home: Path, binaries: frozenset[str] = BINARIES) -> None:
     """Takes the binaries and libraries out of `debs` and ties them to each other; `home` appears only when complete."""
     with tempfile.TemporaryDirectory(dir=home.parent, prefix=f".{home.name}-") as work:
         draft = Path(work) / home.name
@@ -113,21 +122,21 @@ def unpack(debs: list[Path], home: Path) -> None:
                 tarfile.open(fileobj=content.stdout, mode="r|") as members,
             ):
                 for member in members:
-                    if folder := destination(member):
+                    if folder := destination(member, binaries):
                         member.name = PurePosixPath(member.name).name
                         members.extract(member, draft / folder)
         [loader] = (draft / "lib").glob("ld-linux-*.so.*")
-        for binary in BINARIES:
+        for binary in binaries:
             # --force-rpath: a RUNPATH would hold for the binary alone, and its libraries would find their own ones on the host.
             tie: list[str | Path] = ["--force-rpath", "--set-rpath", home / "lib", "--set-interpreter", home / "lib" / loader.name]
             run("patchelf", *tie, draft / "bin" / binary)
         draft.rename(home)
 
 
-def destination(member: tarfile.TarInfo) -> str | None:
+def destination(member: tarfile.TarInfo, binaries: frozenset[str]) -> str | None:
     """The folder that a file of a package is unpacked to; None: not needed."""
     path = PurePosixPath(member.name)
-    if path.name in BINARIES and path.parent.name in ("bin", "sbin") and member.isfile():
+    if path.name in binaries and path.parent.name in ("bin", "sbin") and member.isfile():
         return "bin"
     if path.parent.name.endswith("-linux-gnu") and ".so" in path.suffixes:
         return "lib"
