@@ -12,7 +12,7 @@ from pathlib import Path
 
 from agent.errdefs import DataLoss
 from agent.network.attachment import Attachment
-from agent.network.chains import Chain, read_chains
+from agent.network.chains import Chain, Run, read_chains, run
 from agent.network.leases import Lease, read_leases
 
 _LONGEST = 1 << 20
@@ -29,7 +29,10 @@ class CachedResult:
 
 
 class Inventory:
-    """Reads what is there; made once, and without a state."""
+    """Reads what is there. `run` is another one in tests only."""
+
+    def __init__(self, run: Run = run) -> None:
+        self._run = run
 
     def leases(self, directory: Path) -> list[Lease]:
         """As `read_leases`."""
@@ -37,7 +40,7 @@ class Inventory:
 
     def chains(self) -> list[Chain]:
         """As `read_chains`."""
-        return read_chains()
+        return read_chains(self._run)
 
     def results(self, directory: Path) -> list[CachedResult]:
         """All cached results in `directory`; what isn't one, or vanishes while we look, is left out.

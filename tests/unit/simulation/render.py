@@ -33,7 +33,7 @@ async def findings(world: World, ledger: Sequence[Resource]) -> list[Finding]:
         return LedgerRead(ledger, served=True)
 
     try:
-        return await audit(read, places, Inventory(), settle=0, clock=lambda: EPOCH + world.loop.time())
+        return await audit(read, places, Inventory(lambda _: ""), settle=0, clock=lambda: EPOCH + world.loop.time())
     finally:
         shutil.rmtree(_top(world))
 
