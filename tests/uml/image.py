@@ -47,6 +47,7 @@ MASKED = (
     "systemd-journal-catalog-update.service",
     "systemd-journal-flush.service",
     "systemd-logind.service",
+    "systemd-modules-load.service",
     "systemd-networkd.service",
     "systemd-pstore.service",
     "systemd-random-seed.service",
