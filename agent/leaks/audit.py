@@ -30,7 +30,7 @@ from agent.leaks import (
     sockets,
     strays,
 )
-from agent.leaks.finding import Finding, State, Thing
+from agent.leaks.finding import OWNERS, Finding, State, Thing
 from agent.leaks.foreign import Answer, Foreign
 from agent.leaks.look import GRACE, Detector, Look, Network
 from agent.leaks.node import Node
@@ -76,7 +76,7 @@ async def audit(
     sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
     clock: Callable[[], float] = time.time,
 ) -> list[Finding]:
-    """Find what is not as the ledger says, and as other runtimes on the node say; set `metrics.leaks` and `metrics.missing`.
+    """Find what is not as the ledger says, and as other runtimes on the node say; set the gauges.
 
     Only reads, in a thread. `grace`: what could be another runtime's and is younger, in seconds, is not judged.
 
@@ -97,7 +97,7 @@ async def audit(
         await sleep(settle)
         seen = {finding.key for finding in found}
         found = [finding for finding in await look() if finding.key in seen or finding.state is State.PENDING]
-    _count(found)
+    _count(found, clock())
     return found
 
 
@@ -130,7 +130,12 @@ def _blind(thing: Thing, places: Places, error: OSError | OrlopError) -> Finding
     )
 
 
-def _count(findings: Sequence[Finding]) -> None:
-    for gauge, state in ((metrics.leaks, State.LEAKED), (metrics.missing, State.MISSING)):
-        for thing in Thing:
-            gauge.labels(thing.value).set(sum(finding.kind is thing and finding.state is state for finding in findings))
+def _count(found: Sequence[Finding], now: float) -> None:
+    leaked = [finding for finding in found if finding.state is State.LEAKED]
+    for thing in Thing:
+        metrics.missing.labels(thing.value).set(sum(finding.kind is thing and finding.state is State.MISSING for finding in found))
+        for owner in OWNERS:
+            metrics.leaks.labels(thing.value, owner).set(sum((finding.kind, finding.owner) == (thing, owner) for finding in leaked))
+    for owner in OWNERS:
+        ages = [now - finding.since for finding in leaked if finding.owner == owner and finding.since is not None]
+        metrics.oldest_leak.labels(owner).set(max(ages, default=0))

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from agent.leaks.targets import Target
 
 Owner = Literal["orlop", "containerd", "cri-o", "docker", "unknown"]
+OWNERS: tuple[Owner, ...] = get_args(Owner)
 Sure = Literal["certain", "likely", "can't be told"]
 
 

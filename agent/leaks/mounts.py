@@ -59,9 +59,10 @@ def _ours(look: Look) -> Iterator[Finding]:
 
 def _foreign(look: Look) -> Iterator[Suspect]:
     """Mounts below another runtime's directories, in one that is named by the sandbox or container it is for."""
+    tops = [(_real(runtime.state), runtime) for runtime in look.node.runtimes if runtime.state is not None]
     for mount in look.node.mounts:
-        for runtime in look.node.runtimes:
-            if runtime.state is None or not mount.mount_point.is_relative_to(top := _real(runtime.state)):
+        for top, runtime in tops:
+            if not mount.mount_point.is_relative_to(top):
                 continue
             parts = mount.mount_point.relative_to(top).parts
             if (place := next((index for index, part in enumerate(parts) if ID.fullmatch(part)), None)) is None:

@@ -47,7 +47,9 @@ async def watch(
 
 
 def _report(finding: Finding) -> None:
-    if finding.kind is Thing.RUNC_INIT and finding.state is State.LEAKED:
-        metrics.runc_init_found.inc()
+    if finding.state is State.LEAKED:
+        metrics.leaks_found.labels(finding.kind.value, finding.owner).inc()
+        if finding.kind is Thing.RUNC_INIT:
+            metrics.runc_init_found.inc()
     text = {"kind": finding.kind.value, "what": finding.what, "owner": finding.owner, "why": finding.why, "releases": finding.releases}
     _log.warning(f"audit: {finding.state}", **text)

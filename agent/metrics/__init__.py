@@ -35,7 +35,9 @@ ledger_quarantined = Gauge("orlop_ledger_quarantined", "Stored records that coul
 oldest_pending_release = Gauge(
     "orlop_oldest_pending_release_seconds", "Age of the oldest release that was tried and has not succeeded.", registry=registry
 )
-leaks = Gauge("orlop_leaks", "Resources on the node that no ledger entry owns, at the last audit.", ["kind"], registry=registry)
+leaks = Gauge("orlop_leaks", "Leaked resources on the node, at the last audit.", ["kind", "owner"], registry=registry)
+leaks_found = Counter("orlop_leaks_found", "Leaked resources that were new to an audit.", ["kind", "owner"], registry=registry)
+oldest_leak = Gauge("orlop_oldest_leak_seconds", "Age of the oldest leaked resource, at the last audit.", ["owner"], registry=registry)
 missing = Gauge("orlop_missing", "Resources in the ledger that are gone from the node, at the last audit.", ["kind"], registry=registry)
 loop_lag_seconds = Histogram("orlop_event_loop_lag_seconds", "How late the event loop ran a timer.", buckets=_SECONDS, registry=registry)
 loop_blocked = Counter("orlop_event_loop_blocking_calls", "Blocking calls caught on the event loop's thread.", ["call"], registry=registry)

@@ -19,7 +19,7 @@ from tests.unit.leaks.fakes import CONTAINER, SANDBOX, STRANGER, FakeNode
 
 
 def leaks(kind: str) -> float | None:
-    return metrics.registry.get_sample_value("orlop_leaks", {"kind": kind})
+    return metrics.registry.get_sample_value("orlop_leaks", {"kind": kind, "owner": "orlop"})
 
 
 async def test_a_clean_node_is_looked_at_once(node: FakeNode) -> None:
@@ -115,6 +115,16 @@ async def test_metrics_tell_the_last_audit(node: FakeNode) -> None:
     assert all(leaks(thing.value) == 0 for thing in Thing)
 
 
+async def test_leaks_are_counted_by_owner_with_the_age_of_the_oldest(node: FakeNode) -> None:
+    node.containerd()
+    for pid, age in ((70, 400), (71, 700)):
+        node.shim(pid, STRANGER, address=str(node.places.other_runtimes[0].socket), age=age)
+    await node.audit()
+    assert metrics.registry.get_sample_value("orlop_leaks", {"kind": "shim", "owner": "containerd"}) == 2
+    assert metrics.registry.get_sample_value("orlop_oldest_leak_seconds", {"owner": "containerd"}) == 700
+    assert metrics.registry.get_sample_value("orlop_oldest_leak_seconds", {"owner": "orlop"}) == 0
+
+
 async def test_a_finding_as_json(node: FakeNode) -> None:
     node.shim(7, STRANGER)
     row = json.loads(json.dumps((await node.only()).to_json()))
@@ -149,6 +159,13 @@ def nothing() -> None: ...
 async def test_the_watch_tells_each_finding_once(node: FakeNode) -> None:
     steps = [lambda: node.shim(7, STRANGER), nothing, lambda: (node.places.proc / "7").rename(node.top / "old"), nothing]
     assert await watched(node, *steps) == ["audit: leaked shim", "found no more shim"]
+
+
+async def test_the_watch_counts_what_is_new(node: FakeNode) -> None:
+    labels = {"kind": "shim", "owner": "orlop"}
+    before = metrics.registry.get_sample_value("orlop_leaks_found_total", labels) or 0
+    await watched(node, lambda: node.shim(7, STRANGER), nothing, lambda: node.shim(8, SANDBOX))
+    assert metrics.registry.get_sample_value("orlop_leaks_found_total", labels) == before + 2
 
 
 async def test_the_watch_counts_each_runc_init_once(node: FakeNode) -> None:

@@ -124,6 +124,17 @@ async def test_namespaces_that_no_cri_lists_are_not_judged(node: FakeNode) -> No
     assert await node.found() == []
 
 
+async def test_mounts_with_hostile_names_and_those_that_no_container_has(node: FakeNode) -> None:
+    node.containerd()
+    bundle = state(node) / TASKS / "k8s.io" / STRANGER
+    old(node.has(bundle))
+    top = str(state(node))
+    rows = [f"{bundle}/rootfs/a\\012b\\040c", f"{top}/{STRANGER}/x", f"{top}/{TASKS}/moby/{STRANGER}/rootfs", f"{bundle}-not", top]
+    node.mounts(*((Path(row), "tmpfs", "rw") for row in rows))
+    found = [finding for finding in await node.audit() if finding.kind is Thing.MOUNT]
+    assert [finding.what for finding in found] == [f"{bundle}/rootfs/a\nb c"]
+
+
 async def test_a_shim_is_released_with_its_containers_and_its_socket(node: FakeNode) -> None:
     node.containerd()
     path = node.has(node.top / "s") / "socket"
