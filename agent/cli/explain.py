@@ -116,6 +116,8 @@ def _pending(resource: Resource, *, served: bool) -> Iterator[str]:
         yield "  next: when the daemon runs again, which it doesn't"
     elif resource.next_attempt is not None:
         yield f"  next: in {max(0, round(resource.next_attempt - now))} s"
+    else:
+        yield "  next: it is being tried now"
     yield f"  what you can do: {advice(resource)}"
 
 
