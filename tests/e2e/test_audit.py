@@ -8,7 +8,7 @@ import signal
 import subprocess
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Event
@@ -195,6 +195,21 @@ def test_what_was_leaked_on_purpose_is_found_beside_a_pod_that_is_not(site: Site
     assert kind == "socket"
     Path(socket).unlink()
     audit_until_clean(site.daemon)
+
+
+@one_pair
+def test_what_was_leaked_on_purpose_is_released_beside_a_pod_that_lives_on(site: Site) -> None:
+    leaks = (leak_shim, leak_mount, leak_netns, leak_stale_pin, leak_init, leak_process, leak_files)
+    expected = {found for leak in leaks for found in leak(site)}
+    assert audit(site.daemon) == (LEAKS, expected)
+    done = site.daemon.orlop("--output", "json", "reap", "--yes", check=False)
+    steps = json.loads(done.stdout)
+    assert (done.returncode, {step["outcome"] for step in steps} - {"released", "gone"}) == (CLEAN, set()), done.stdout
+    assert {step["kind"] for step in steps} == {kind for kind, _ in expected}
+    assert audit(site.daemon) == (CLEAN, set())
+    assert site.daemon.client.exec_sync(site.container, "echo", "alive").stdout == b"alive\n"
+    with suppress(OSError, AssertionError):  # each says so that finds nothing to undo
+        site.undo.close()
 
 
 @one_pair
