@@ -26,6 +26,7 @@ WITH_SYSTEMD = Path("/run/systemd/system").exists()
 FURNITURE = {
     r"/run/xtables\.lock": "made by the first iptables",
     r"/run/mount(/utab.*)?": "notes of mount(8)",
+    r"/run/log/journal/.*": "systemd's journal, which begins a new file now and then",
     r"/run/netns|/run/containerd(/s)?": "where namespaces are pinned and shims listen; empty",
     r"/var/lib/cni/results": "of CNI attachments, as libcni keeps them; empty",
     r"/var/lib/cni/networks(/[^/]+(/lock|/last_reserved_ip\.\d+)?)?": "host-local's own files; a lease is named like its address",
