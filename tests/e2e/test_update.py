@@ -68,7 +68,7 @@ def test_of_one_that_runs(kubelet: Client, pod: Pod, pair: Pair) -> None:
     update(kubelet, container, memory_limit_in_bytes=48 * MIB, cpu_shares=1024)
     assert in_cgroup(pod, container, "memory") == str(48 * MIB)
     assert in_cgroup(pod, container, "shares") != weight
-    # crun 1.8 writes -1 as an unsigned number, which v1 refuses; every crun leaves the quota of a systemd scope as it is then.
+    # crun 1.8 writes -1 as an unsigned number, which v1 refuses; crun (1.28 still) leaves the quota of a scope of systemd's as it was.
     if pair != Pair("1.6", "crun") and not (pair.engine == "crun" and pod.config.linux.cgroup_parent.endswith(".slice")):
         update(kubelet, container, cpu_quota=-1)
         assert in_cgroup(pod, container, "quota") in ("-1", "max")
