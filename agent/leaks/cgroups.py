@@ -70,15 +70,20 @@ def _containers(look: Look) -> Iterator[Finding]:
 def _foreign(look: Look) -> Iterator[Suspect]:
     """Where kubelets have their pods. Those of pods and containers of ours are not judged here."""
     ours = look.owned.cgroup_parents
-    owned = {*look.owned.container_cgroups, *ours}
+    owned, tasks = {*look.owned.container_cgroups, *ours}, look.owned.bundles
     for path, directory in sorted(look.node.cgroups_below(_KUBEPODS, _DEPTH).items()):
         name = path.rpartition("/")[2]
         if path in owned or any(parent.startswith(f"{path}/") for parent in ours) or path.rpartition("/")[0] in ours:
             continue
         if (found := ID.search(name)) is not None:
+            if found[0] in tasks:
+                continue
             why = f"the cgroup of container {found[0]}, which no runtime on the node has"
             yield Suspect(_finding(look, path, directory, why, of_cgroup(name)), found[0])
-        elif (found := _KUBELET_POD.search(name)) is not None and (look.node.in_cgroup(path) or look.node.cgroups_in(path)):
+        elif (found := _KUBELET_POD.search(name)) is not None:
+            inside = look.node.cgroups_in(path)
+            if not (inside or look.node.in_cgroup(path)) or any(container_in(child) in tasks for child in inside):
+                continue
             # Empty, it may be of a pod whose sandbox fails to start: the kubelet's to keep or to remove, as it is in the end.
             uid = found[1].replace("_", "-")
             finding = _finding(look, path, directory, f"the cgroup of pod {uid}, of which no runtime on the node has a sandbox", "unknown")

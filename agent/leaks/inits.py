@@ -100,12 +100,15 @@ def _foreign(look: Look, process: ProcessInfo) -> Iterator[Suspect]:
     cgroup = longest_cgroup(process).rpartition("/")[2]
     found = ID.fullmatch(fifo.parent.name) if fifo else ID.search(cgroup)
     runtime = _runtime(look, fifo.parent.parent if fifo else None, of_cgroup(cgroup))
+    if fifo is None and process.comm == "crun":
+        return  # it may be at any other work there
     if found is None or (runtime is None and not (fifo and fifo.parent.parent.name == NAMESPACE)):
         return
     whose = str(runtime) if runtime else "a containerd that is gone"
     why = f"an init of container {found[0]}, which {whose} doesn't have: nobody is going to start it"
     identifier = found[0]
-    if _is_orphan(look, process) and look.foreign.life(identifier, runtime) is Life.ALIVE:
+    # One without that file is of an exec, whose parent is the engine.
+    if fifo and _is_orphan(look, process) and look.foreign.life(identifier, runtime) is Life.ALIVE:
         why = f"an init of container {identifier} of {whose}, whose shim or monitor is dead: nobody can start it"
         identifier = ""
     yield Suspect(_finding(look, process, runtime.owner if runtime else "containerd", State.LEAKED, why), identifier, runtime)

@@ -14,6 +14,7 @@ from agent.leaks.foreign import Answer, Foreign, Life
 from agent.leaks.owners import CRI, KNOWN, TASKS, Runtime
 from agent.leaks.targets import CgroupTarget, ChainTarget, FileTarget, ProcessTarget
 from agent.store.kinds import Kind
+from agent.store.ledger import State as EntryState
 from cri.api import api_pb2 as cri
 from tests.unit.leaks.fakes import CONTAINER, NOW, SANDBOX, STRANGER, FakeChain, FakeLease, FakeNode, FakeResult
 from tests.unit.leaks.test_node_objects import network_pin, stale_socket
@@ -191,6 +192,16 @@ async def test_one_in_a_cgroup_that_names_its_runtime(node: FakeNode) -> None:
     assert [finding.what for finding in await node.audit()] == ["process 71 (runc:[1:CHILD])"]
 
 
+@pytest.mark.parametrize("comm", ["runc:[2:INIT]", "crun"])
+async def test_the_init_of_an_exec_is_its_engines_child(node: FakeNode, comm: str) -> None:
+    node.containerd(STRANGER)
+    node.process(70, "runc", "exec", comm="runc")
+    node.process(71, "runc", "init", comm=comm, ppid=70, cgroup=f"/x.slice/cri-containerd-{STRANGER}.scope")
+    assert await node.found() == []
+    node.containerd()
+    assert len(await node.found()) == (comm != "crun")
+
+
 # ---- CRI-O and Podman
 
 
@@ -236,6 +247,19 @@ async def test_the_slice_of_a_pod_that_nobody_has(node: FakeNode) -> None:
     assert f"the cgroup of pod {UID}, " in finding.why
     assert finding.targets == ()
     node.containerd(uids=[UID])
+    assert await node.found() == []
+
+
+async def test_pods_of_ours_are_not_judged_as_another_runtimes(node: FakeNode) -> None:
+    node.containerd()
+    cgroup(node, f"{POD}/{CONTAINER}")
+    node.process(30, "sleep", cgroup=f"{POD}/{CONTAINER}")
+    node.owns(Kind.TASK, CONTAINER, EntryState.INTENDED, container=CONTAINER, cgroup=f"{POD}/{CONTAINER}")
+    assert await node.found() == []
+    cgroup(node, f"/kubepods/pod{UID}/cri-orlop-{SANDBOX}.scope")
+    cgroup(node, f"/kubepods/pod{UID}")
+    assert [finding.what for finding in await node.audit()] == [f"/kubepods/pod{UID}", f"/kubepods/pod{UID}/cri-orlop-{SANDBOX}.scope"]
+    node.owns(Kind.TASK, SANDBOX, EntryState.INTENDED)  # a sandbox that is a task
     assert await node.found() == []
 
 
