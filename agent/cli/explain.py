@@ -90,7 +90,7 @@ def _lines(explanation: Explanation, timeline: Sequence[Entry], *, served: bool)
     yield explanation.subject.title
     yield from (f"  {fact}" for fact in explanation.facts)
     yield from _section("holds", [_resource(one) for one in explanation.resources])
-    yield from _section("held by others", [line for held in explanation.held for line in (held.what, *(f"  {by}" for by in held.by))])
+    yield from _section("held by", [line for held in explanation.held for line in (held.what, *(f"  {by}" for by in held.by))])
     pending = [one for one in explanation.resources if one.failed_since is not None]
     yield from _section("releases that are pending", [line for one in pending for line in _pending(one, served=served)])
     found = [line for one in explanation.findings for line in (f"{one.kind} {one.what}: {one.state}, {one.sure}", f"  {one.why}")]
@@ -111,7 +111,7 @@ def _pending(resource: Resource, *, served: bool) -> Iterator[str]:
     now = time.time()
     yield f"{resource.kind.value} {resource.key}"
     since = output.age(int((resource.failed_since or now) * 1e9))
-    yield f"  tried {resource.attempts} times since {since} ago; the last error: {resource.error}"
+    yield f"  tried {resource.attempts} times in the last {since}; the last error: {resource.error}"
     if not served:
         yield "  next: when the daemon runs again, which it doesn't"
     elif resource.next_attempt is not None:

@@ -71,7 +71,7 @@ async def test_a_pod_by_its_name(node: FakeNode, capsys: pytest.CaptureFixture[s
     assert lines[0] == f"pod {SANDBOX} (web)"
     assert f"  mount {node.places.bundles / CONTAINER / 'rootfs'}" in lines
     assert f"    {shell()}" in lines
-    assert "    tried 1 times since 1m ago; the last error: it is held by process 40 (sh)" in lines
+    assert "    tried 1 times in the last 1m; the last error: it is held by process 40 (sh)" in lines
     assert any(line.startswith("    next: in ") for line in lines)
     assert any(line.startswith("    what you can do: End what holds the mount") for line in lines)
     assert lines[-1].endswith(f":05.250  failed    task         {CONTAINER}: busy\\x1b")
