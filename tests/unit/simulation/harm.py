@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from pathlib import Path
 
 from agent.pods.registry import Container as LiveContainer
@@ -31,11 +30,10 @@ def container_of(daemon: Daemon, sandbox_id: str, number: int) -> LiveContainer 
 class Harm:
     """Does what the steps of a schedule say, where there is something that it can be done to."""
 
-    def __init__(self, world: World, oracle: Oracle, choices: random.Random) -> None:
+    def __init__(self, world: World, oracle: Oracle) -> None:
         self._world = world
         self._node = world.node
         self._oracle = oracle
-        self._choices = choices
         self._holders: list[Proc] = []
         self.done = False
         """Something was done, beside filling the disk."""
@@ -69,13 +67,8 @@ class Harm:
                 self._world.disk.full = op.what == "fill disk"
             case "kill copier" | "stop copier":
                 done = self._to_copier(op)
-            case "unpin":
-                done = self._unpin(op)
             case _:
-                jobs = list(self._node.jobs)
-                if jobs:
-                    self._choices.choice(jobs).proc.kill()
-                done = bool(jobs)
+                done = self._unpin(op)
         self.done |= op.what not in ("fill disk", "empty disk")
         if done:
             self._node.hits[op.what] += 1

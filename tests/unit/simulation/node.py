@@ -119,7 +119,10 @@ class Node:
             raise FileNotFoundError(errno.ENOENT, "no such executable", command.argv[0])
         if not command.cwd.is_dir():
             raise FileNotFoundError(errno.ENOENT, "no such directory", str(command.cwd))
-        return self.job(Path(command.argv[0]).name, command, program, command.cgroup or daemon_cgroup(life))
+        job = self.job(Path(command.argv[0]).name, command, program, command.cgroup or daemon_cgroup(life))
+        if self.fault("helper"):
+            self.loop.call_later(self.random.random() * 3 * _STEP, job.proc.kill, context=self.context)
+        return job
 
     def job(self, comm: str, command: Command, program: Program, cgroup: str) -> Job:
         """Start a program for anybody."""

@@ -77,7 +77,7 @@ class Player:
         self._oracle = Oracle(world)
         self._calls: dict[asyncio.Task[Any], str] = {}
         self._attempts: Counter[int] = Counter()
-        self._harm = Harm(world, self._oracle, choices)
+        self._harm = Harm(world, self._oracle)
         points.crash = world.crash
 
     async def play(self, schedule: Schedule) -> None:

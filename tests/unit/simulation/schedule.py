@@ -25,11 +25,12 @@ FAULTS: dict[str, tuple[str, ...]] = {
     "cni DEL": ("fails", "fails late", "hangs", "slow"),
     "log open": ("fails",),
     "log close": ("hangs",),
+    "helper": ("killed",),
 }
 """What goes wrong the next time that a program of the node does something."""
 HARMS = (
     "kill shim", "stop shim", "continue shim", "hang up", "kill init", "hold rootfs", "let go", "fill disk", "empty disk", "kill copier",
-    "stop copier", "unpin", "freeze", "thaw", "state D", "no state D", "kill helper",
+    "stop copier", "unpin", "freeze", "thaw", "state D", "no state D",
 )  # fmt: skip
 """What is done to the node at once."""
 CALLS = ("run", "create", "start", "stop", "remove", "stop pod", "remove pod", "exec")
