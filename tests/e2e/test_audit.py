@@ -159,6 +159,19 @@ def leak_process(site: Site) -> Found:
     return {("process", f"processes of container {container}"), ("snapshot", str(top))}
 
 
+def leak_chain(site: Site) -> Found:
+    """As the bridge plugin makes it, and leaves it when the network namespace goes before its DEL."""
+    container = new_id()
+    name = f"CNI-{container[:24]}"
+    rule = ("POSTROUTING", "-s", "10.250.0.9/32", "-m", "comment", "--comment", f'name: "e2e-leak" id: "{container}"', "-j", name)
+    table = ("iptables", "--wait", "-t", "nat")
+    run(*table, "-N", name)
+    site.undo.callback(run, *table, "-X", name)
+    run(*table, "-A", *rule)
+    site.undo.callback(run, *table, "-D", *rule)
+    return {("chain", f"chain {name} of iptables")}
+
+
 def leak_files(site: Site) -> Found:
     """One of each directory that is left, and an address."""
     name = new_id()
@@ -187,7 +200,7 @@ def test_what_was_leaked_on_purpose_is_found_beside_a_pod_that_is_not(site: Site
         assert audit(site.daemon) == (CLEAN, set())
         assert not running.done()
         running.result()
-    leaks = (leak_shim, leak_mount, leak_netns, leak_stale_pin, leak_init, leak_process, leak_files)
+    leaks = (leak_shim, leak_mount, leak_netns, leak_stale_pin, leak_init, leak_process, leak_chain, leak_files)
     expected = {found for leak in leaks for found in leak(site)}
     assert audit(site.daemon) == (LEAKS, expected)
     site.undo.close()
@@ -199,7 +212,7 @@ def test_what_was_leaked_on_purpose_is_found_beside_a_pod_that_is_not(site: Site
 
 @one_pair
 def test_what_was_leaked_on_purpose_is_released_beside_a_pod_that_lives_on(site: Site) -> None:
-    leaks = (leak_shim, leak_mount, leak_netns, leak_stale_pin, leak_init, leak_process, leak_files)
+    leaks = (leak_shim, leak_mount, leak_netns, leak_stale_pin, leak_init, leak_process, leak_chain, leak_files)
     expected = {found for leak in leaks for found in leak(site)}
     assert audit(site.daemon) == (LEAKS, expected)
     done = site.daemon.orlop("--output", "json", "reap", "--yes", check=False)
