@@ -73,7 +73,9 @@ class Oracle:
         for shim in self._world.shims.live():
             if shim.proc is proc:
                 pod = self._pod_of(shim.group)
-                healthy = not (shim.hung or pod in self.harmed)  # one that is mute is not dead
+                # One that is mute is not dead. One with nothing in it may have been on its way to take a dead one's place when the daemon
+                # died: its successor doesn't know it, and begins anew.
+                healthy = bool(shim.containers) and not (shim.hung or pod in self.harmed)
                 if healthy and not self._may_end(pod):
                     self._node.broken(f"the shim of {pod} is killed, though it is well and nobody asked for it (12)")
                 return
