@@ -14,6 +14,7 @@ fetched there.
 
 from __future__ import annotations
 
+import faulthandler
 import itertools
 import os
 import select
@@ -87,6 +88,7 @@ class Node:
 
     def run(self, script: str, *, budget: float = 120.0, check: bool = True) -> subprocess.CompletedProcess[str]:
         """Runs a shell script in the node, as root in a unit with Delegate=yes. Its output, stderr too, is `stdout`."""
+        faulthandler.cancel_dump_traceback_later()  # pytest's: it would show where this waits, which has a budget of its own
         path = self.share / f"{next(self._scripts)}.sh"
         path.write_text(script)
         os.write(self._line[0], f"{path}\n".encode())
