@@ -239,6 +239,8 @@ class Database:
             # Exclusive: the index of the WAL is then on the heap, not in a file beside it that a full disk couldn't hold.
             connection.execute("PRAGMA locking_mode = EXCLUSIVE")
             connection.execute("PRAGMA journal_mode = WAL")
+            # Pages of the journal, which is appended to and seldom read, would fill the 2 MB that SQLite keeps otherwise.
+            connection.execute("PRAGMA cache_size = -256")
             connection.execute(f"PRAGMA synchronous = {self._synchronous}")
             _check(connection)
             schema.migrate(connection)
