@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import socket
 from collections.abc import Callable
@@ -28,7 +29,7 @@ def settings(top: Path) -> Settings:
 async def test_a_node_that_never_had_an_agent_has_nothing_and_stays_as_it_is(tmp_path: Path) -> None:
     read = await command.read(settings(tmp_path))
     assert (list(read.resources), read.served) == ([], False)
-    assert list(tmp_path.iterdir()) == []
+    assert os.listdir(tmp_path) == []
 
 
 async def test_the_files_of_an_agent_that_is_down(tmp_path: Path) -> None:
