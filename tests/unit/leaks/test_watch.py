@@ -158,6 +158,6 @@ async def test_what_is_found_and_what_is_gone_is_told_with_all_that_is_known(nod
 async def test_labels_are_bounded_whatever_is_found(node: FakeNode) -> None:
     await watched(node, nothing)
     series = [len(family.samples) for family in metrics.of_audits.collect()]
-    await watched(node, *[lambda pid=pid: node.shim(pid, f"{pid:064x}") for pid in range(100, 110)])  # type: ignore[misc]
+    await watched(node, *[lambda pid=pid: node.shim(pid, f"{pid:064x}") for pid in range(100, 110)])
     after = [len(family.samples) for family in metrics.of_audits.collect()]
     assert sum(after) - sum(series) <= 1  # orlop_leaks_found for shims of ours
