@@ -49,13 +49,16 @@ def other(never: Daemon, tmp_path: Path, busybox: Path, pause: Path) -> Iterator
         yield client
 
 
-def command(never: Daemon) -> list[str | Path]:
-    """With the capabilities that the unit leaves it, and no others."""
+def orlop(never: Daemon, *arguments: str, without: str = "") -> list[str | Path]:
+    """A command with the capabilities that the unit leaves the watch, but one, and no others."""
     [line] = [line for line in UNIT.read_text().splitlines() if line.startswith("CapabilityBoundingSet=")]
-    kept = (f"+{name.removeprefix('CAP_').lower()}" for name in line.partition("=")[2].split())
+    kept = (f"+{name.removeprefix('CAP_').lower()}" for name in line.partition("=")[2].split() if name != without)
     privileges = ("setpriv", "--bounding-set", ",".join(("-all", *kept)), "--inh-caps", "-all", "--no-new-privs")
-    orlop = (sys.executable, "-m", "agent.cli.main", "watch", "--config", never.config)
-    return [*privileges, *orlop, "--address", ADDRESS, "--interval", "1", *NOW]
+    return [*privileges, sys.executable, "-m", "agent.cli.main", *arguments, "--config", never.config, *NOW]
+
+
+def command(never: Daemon) -> list[str | Path]:
+    return orlop(never, "watch", "--address", ADDRESS, "--interval", "1")
 
 
 @contextmanager
@@ -129,3 +132,18 @@ def test_a_leak_is_told_by_metrics_and_log_and_that_it_is_gone(never: Daemon, ot
         never.orlop("reap", *NOW, "--yes")
         until(lambda: leaks() == {}, what="none is left", detail=scrape)
         until(lambda: told(never, "found no more").keys() >= told(never, "audit: leaked").keys(), what="it is told that they are gone")
+
+
+@pytest.mark.parametrize("without", ["", "CAP_DAC_READ_SEARCH", "CAP_SYS_PTRACE", "CAP_NET_ADMIN"])
+def test_each_capability_of_the_unit_is_needed(never: Daemon, without: str) -> None:
+    """CAP_NET_RAW is, where iptables is the legacy one."""
+    as_nobody = ("setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups")
+    with subprocess.Popen([*as_nobody, "bash", "-c", "echo -n crun > /proc/self/comm; echo; read"], stdin=-1, stdout=-1) as process:
+        assert process.stdout
+        process.stdout.readline()
+        done = subprocess.run(
+            orlop(never, "audit", "--output", "json", without=without),
+            cwd=REPO, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=30, check=False,
+        )  # fmt: skip
+        process.communicate(b"\n")
+    assert {finding["state"] for finding in json.loads(done.stdout)} == ({"unknown"} if without else set()), done.stdout
