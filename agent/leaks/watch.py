@@ -20,7 +20,7 @@ _log = log.get("leaks")
 INTERVAL = 60.0
 
 Known = Mapping[object, Finding]
-"""By `Finding.key`."""
+"""By `_key`."""
 
 
 async def watch(
@@ -68,7 +68,10 @@ def _count(found: Sequence[Finding], now: float) -> None:
 def _tell(found: Sequence[Finding], known: Known) -> Known:
     """Log what is new and what is gone; what is known from now on."""
     # What is pending was told when its release failed, and is told with each attempt.
-    current: dict[object, Finding] = {finding.key: finding for finding in found if finding.state is not State.PENDING}
+    current: dict[object, Finding] = {}
+    for finding in found:
+        if finding.state is not State.PENDING:
+            current.setdefault(_key(finding), finding)
     for key in current.keys() - known.keys():
         _report(current[key])
     blind = {finding.kind for finding in found if finding.state is State.UNKNOWN}
@@ -79,6 +82,11 @@ def _tell(found: Sequence[Finding], known: Known) -> Known:
         else:
             _log.info("found no more", kind=finding.kind.value, what=finding.what, owner=finding.owner, state=finding.state.value)
     return current
+
+
+def _key(finding: Finding) -> object:
+    """What is told once. Of what can't be looked at one for each kind and owner: it may be another process each time."""
+    return (finding.kind, finding.owner) if finding.state is State.UNKNOWN else finding.key
 
 
 def _report(finding: Finding) -> None:

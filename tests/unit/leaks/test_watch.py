@@ -145,6 +145,17 @@ async def test_a_runtime_that_does_not_answer_is_neither_clean_nor_has_it_given_
     assert (after["partial"] - before["partial"], after["complete"] - before["complete"]) == (1, 3)
 
 
+async def test_what_can_not_be_looked_at_is_told_once_though_it_is_another_process_each_time(node: FakeNode) -> None:
+    def unreadable(pid: int) -> None:
+        (node.places.proc / f"{pid}/stat").mkdir(parents=True)
+        (node.places.proc / f"{pid - 1}").rename(node.top / f"{pid - 1}")
+
+    logs = await watched(node, lambda: (node.places.proc / "7/stat").mkdir(parents=True), lambda: unreadable(8), lambda: unreadable(9))
+    assert logs
+    assert len(set(logs)) == len(logs)
+    assert all(line.startswith("audit: unknown ") for line in logs)
+
+
 async def test_what_is_found_and_what_is_gone_is_told_with_all_that_is_known(node: FakeNode) -> None:
     steps = [lambda: leak_of_containerd(node), lambda: (node.places.proc / "7").rename(node.top / "old")]
     with capture_logs() as logs, pytest.raises(asyncio.CancelledError):
