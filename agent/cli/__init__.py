@@ -1,1 +1,1 @@
-"""The `orlop` command: parses, calls, prints. Everything but `serve` and the offline `audit` goes through the CRI socket."""
+"""The `orlop` command: parses, calls, prints. Everything but `serve`, `watch` and the offline `audit` goes through the CRI socket."""

@@ -188,6 +188,22 @@ def explain(given: Options, subject: str, config: Path | None) -> None:
     _reporting(lambda: explain_command(config or given.config, given.socket, subject, given.output))
 
 
+@main.command()
+@click.option("--config", type=click.Path(path_type=Path), help="Overrides the option of the same name before the command.")
+@click.option("--address", metavar="HOST:PORT", help="Of /metrics and /healthz; '' for none.  [default: metrics_address]")
+@click.option("--interval", default=60.0, show_default=True, type=click.FloatRange(1, 86400), help="Seconds between audits, more or less.")
+@click.option("--grace", default=300.0, show_default=True, help="Seconds; what may be another runtime's and is younger isn't judged.")
+@options
+def watch(given: Options, config: Path | None, address: str | None, interval: float, grace: float) -> None:
+    """Audit this node until SIGTERM, beside whatever runtime it has: metrics, and a log line for what is leaked and what is gone.
+
+    Only reads. `orlop serve` does the same by itself; this is for nodes that have it not.
+    """
+    from agent.cli.watch import run as run_watch
+
+    _reporting(lambda: run_watch(config or given.config, given.socket, address, interval, grace))
+
+
 @main.group()
 def image() -> None:
     """Images on this node."""

@@ -1,7 +1,7 @@
 """Leak detectors: what is on the node that neither the ledger nor another runtime there owns, and what a ledger entry owns that isn't
 there any more.
 
-`orlop audit` runs them once, the daemon every minute (`watch`). They only read; `orlop reap` releases what they found.
+`orlop audit` runs them once, the daemon and `orlop watch` every minute (`watch`). They only read; `orlop reap` releases what they found.
 """
 
 from agent.leaks.audit import ReadLedger, audit

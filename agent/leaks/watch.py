@@ -1,19 +1,26 @@
-"""The audit that the daemon makes again and again: metrics, and one line in the log for what is new."""
+"""The audit that the daemon, and `orlop watch`, make again and again: metrics, and a line in the log for what is new and what is gone."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+import time
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from functools import partial
+from itertools import repeat
 
 from agent import log, metrics
 from agent.errdefs import OrlopError
-from agent.leaks.audit import ReadLedger, audit
-from agent.leaks.finding import Finding, State, Thing
-from agent.leaks.look import Network
+from agent.leaks import foreign
+from agent.leaks.audit import Ask, ReadLedger, audit
+from agent.leaks.finding import OWNERS, Finding, State, Thing
+from agent.leaks.look import GRACE, Network
 from agent.leaks.places import Places
 
 _log = log.get("leaks")
 INTERVAL = 60.0
+
+Known = Mapping[object, Finding]
+"""By `_key`."""
 
 
 async def watch(
@@ -21,29 +28,65 @@ async def watch(
     places: Places,
     network: Network,
     *,
-    interval: float = INTERVAL,
+    pauses: Iterable[float] = repeat(INTERVAL),
+    grace: float = GRACE,
+    ask: Ask = foreign.ask,
     sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
+    clock: Callable[[], float] = time.time,
 ) -> None:
-    """Audit every `interval` seconds, the first time after one: until then a start is still clearing up. Ends by cancellation."""
-    known: dict[object, Finding] = {}
+    """Audit once after each of `pauses`, in seconds; by default the first time after one, since a start is still clearing up until then.
+
+    Ends with `pauses`, or by cancellation. What a single audit can't look at ends it never.
+    """
+    known: Known = {}
     problem = ""
-    while True:
-        await sleep(interval)
+    look = partial(audit, ledger, places, network, ask=ask, grace=grace, sleep=sleep, clock=clock)
+    for pause in pauses:
+        await sleep(pause)
         try:
-            found = await audit(ledger, places, network, sleep=sleep)
+            found = await look()
         except (OSError, OrlopError) as error:
+            metrics.audits.labels("failed").inc()
             if str(error) != problem:
                 problem = str(error)
                 _log.warning("the audit can't look at the node", error=problem)
             continue
         problem = ""
-        # What is pending was told when its release failed, and is told with each attempt.
-        current: dict[object, Finding] = {finding.key: finding for finding in found if finding.state is not State.PENDING}
-        for key in current.keys() - known.keys():
-            _report(current[key])
-        for key in known.keys() - current.keys():
-            _log.info("found no more", kind=known[key].kind, what=known[key].what)
-        known = current
+        _count(found, clock())
+        known = _tell(found, known)
+
+
+def _count(found: Sequence[Finding], now: float) -> None:
+    unknown = [(finding.kind, finding.owner) for finding in found if finding.state is State.UNKNOWN]
+    for thing in Thing:
+        for owner in OWNERS:
+            metrics.unknown.labels(thing.value, owner).set(unknown.count((thing, owner)))
+    metrics.audits.labels("partial" if unknown else "complete").inc()
+    metrics.last_audit.set(now)
+
+
+def _tell(found: Sequence[Finding], known: Known) -> Known:
+    """Log what is new and what is gone; what is known from now on."""
+    # What is pending was told when its release failed, and is told with each attempt.
+    current: dict[object, Finding] = {}
+    for finding in found:
+        if finding.state is not State.PENDING:
+            current.setdefault(_key(finding), finding)
+    for key in current.keys() - known.keys():
+        _report(current[key])
+    blind = {finding.kind for finding in found if finding.state is State.UNKNOWN}
+    for key in known.keys() - current.keys():
+        finding = known[key]
+        if finding.state is not State.UNKNOWN and finding.kind in blind:
+            current[key] = finding  # not seen is not gone, where something can't be looked at
+        else:
+            _log.info("found no more", kind=finding.kind.value, what=finding.what, owner=finding.owner, state=finding.state.value)
+    return current
+
+
+def _key(finding: Finding) -> object:
+    """What is told once. Of what can't be looked at one for each kind and owner: it may be another process each time."""
+    return (finding.kind, finding.owner) if finding.state is State.UNKNOWN else finding.key
 
 
 def _report(finding: Finding) -> None:
@@ -51,5 +94,4 @@ def _report(finding: Finding) -> None:
         metrics.leaks_found.labels(finding.kind.value, finding.owner).inc()
         if finding.kind is Thing.RUNC_INIT:
             metrics.runc_init_found.inc()
-    text = {"kind": finding.kind.value, "what": finding.what, "owner": finding.owner, "why": finding.why, "releases": finding.releases}
-    _log.warning(f"audit: {finding.state}", **text)
+    _log.warning(f"audit: {finding.state}", **finding.to_json() | {"kind": finding.kind.value, "state": finding.state.value})

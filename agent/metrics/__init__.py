@@ -39,6 +39,9 @@ leaks = Gauge("orlop_leaks", "Leaked resources on the node, at the last audit.",
 leaks_found = Counter("orlop_leaks_found", "Leaked resources that were new to an audit.", ["kind", "owner"], registry=registry)
 oldest_leak = Gauge("orlop_oldest_leak_seconds", "Age of the oldest leaked resource, at the last audit.", ["owner"], registry=registry)
 missing = Gauge("orlop_missing", "Resources in the ledger that are gone from the node, at the last audit.", ["kind"], registry=registry)
+unknown = Gauge("orlop_unknown", "Findings of the last audit of which it can't be told.", ["kind", "owner"], registry=registry)
+audits = Counter("orlop_audits", "Audits by what they could look at.", ["result"], registry=registry)
+last_audit = Gauge("orlop_last_audit_timestamp_seconds", "When the last audit ended that could look, in Unix time.", registry=registry)
 loop_lag_seconds = Histogram("orlop_event_loop_lag_seconds", "How late the event loop ran a timer.", buckets=_SECONDS, registry=registry)
 loop_blocked = Counter("orlop_event_loop_blocking_calls", "Blocking calls caught on the event loop's thread.", ["call"], registry=registry)
 ttrpc_late_answers = Counter("orlop_ttrpc_late_answers", "Answers of shims to calls whose caller had given up.", registry=registry)
@@ -52,3 +55,8 @@ cni_operations = Counter("orlop_cni_operations", "CNI operations by verb and out
 image_pulls = Counter("orlop_image_pulls", "Image pulls that ended, joined ones counted once.", ["outcome"], registry=registry)
 image_pulls_running = Gauge("orlop_image_pulls_running", "Image pulls under way.", registry=registry)
 image_pull_bytes = Counter("orlop_image_pull_bytes", "Bytes of layers received from registries.", registry=registry)
+
+of_audits = CollectorRegistry()
+"""Those of them that the audits set: all there is without a daemon (`orlop watch`), where the others would be zeros that mean nothing."""
+for _metric in (runc_init_found, leaks, leaks_found, oldest_leak, missing, unknown, audits, last_audit):
+    of_audits.register(_metric)

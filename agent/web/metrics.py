@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import re
 
-from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 
 from agent import metrics
 from agent.aio import in_thread, within
@@ -22,10 +22,11 @@ _LAST_PORT = 65535
 
 
 class MetricsServer:
-    """Listens on `address`, "127.0.0.1:9745"; an empty address means: no metrics."""
+    """Listens on `address`, "127.0.0.1:9745", and tells what is in `registry`; an empty address means: no metrics."""
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, registry: CollectorRegistry = metrics.registry) -> None:
         self._address = address
+        self._registry = registry
         self._server: asyncio.Server | None = None
 
     async def start(self) -> None:
@@ -36,7 +37,7 @@ class MetricsServer:
         if not host or not _PORT.fullmatch(port) or int(port) > _LAST_PORT:
             raise InvalidArgument(f"metrics address {self._address!r} is not HOST:PORT")
         try:
-            self._server = await asyncio.start_server(_serve, host.strip("[]"), int(port), limit=_REQUEST_LIMIT)
+            self._server = await asyncio.start_server(self._serve, host.strip("[]"), int(port), limit=_REQUEST_LIMIT)
         except OSError as error:
             raise Unavailable(f"metrics can't be served on {self._address}: {error.strerror}") from error
 
@@ -45,23 +46,22 @@ class MetricsServer:
             self._server.close()
             await self._server.wait_closed()
 
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.transport.set_write_buffer_limits(0)  # drained means: sent
+        try:
+            head = await within(_REQUEST_BUDGET, reader.readuntil(b"\r\n\r\n"), "a metrics request")
+            writer.write(await _answer(head.split(b" ", 2)[1] if head.startswith(b"GET ") else b"", self._registry))
+            await within(_REQUEST_BUDGET, writer.drain(), "a metrics answer")
+        except (OrlopError, OSError, asyncio.IncompleteReadError, asyncio.LimitOverrunError, IndexError):
+            writer.transport.abort()  # a scraper that hung up, talks something else, or doesn't read: its buffer goes with it
+        finally:
+            writer.close()
 
-async def _serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    writer.transport.set_write_buffer_limits(0)  # drained means: sent
-    try:
-        head = await within(_REQUEST_BUDGET, reader.readuntil(b"\r\n\r\n"), "a metrics request")
-        writer.write(await _answer(head.split(b" ", 2)[1] if head.startswith(b"GET ") else b""))
-        await within(_REQUEST_BUDGET, writer.drain(), "a metrics answer")
-    except (OrlopError, OSError, asyncio.IncompleteReadError, asyncio.LimitOverrunError, IndexError):
-        writer.transport.abort()  # a scraper that hung up, talks something else, or doesn't read: its buffer goes with it
-    finally:
-        writer.close()
 
-
-async def _answer(path: bytes) -> bytes:
+async def _answer(path: bytes, registry: CollectorRegistry) -> bytes:
     match path.partition(b"?")[0]:
         case b"/metrics":
-            status, kind, body = b"200 OK", CONTENT_TYPE_LATEST.encode(), await in_thread(generate_latest, metrics.registry)
+            status, kind, body = b"200 OK", CONTENT_TYPE_LATEST.encode(), await in_thread(generate_latest, registry)
         case b"/healthz":
             status, kind, body = b"200 OK", b"text/plain", b"ok\n"
         case _:

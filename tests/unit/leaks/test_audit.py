@@ -1,17 +1,14 @@
-"""The two looks, and the watch that repeats them."""
+"""The two looks."""
 
 from __future__ import annotations
 
-import asyncio
 import json
 from collections.abc import Callable
 
 import pytest
-from structlog.testing import capture_logs
 
 from agent import metrics
-from agent.errdefs import Unavailable
-from agent.leaks import LedgerRead, Thing, audit, watch
+from agent.leaks import Thing, audit
 from agent.leaks.finding import State
 from agent.store.kinds import Kind
 from agent.store.ledger import State as EntryState
@@ -130,74 +127,3 @@ async def test_a_finding_as_json(node: FakeNode) -> None:
     row = json.loads(json.dumps((await node.only()).to_json()))
     assert list(row) == ["kind", "what", "owner", "state", "sure", "since", "pins", "why", "releases"]
     assert (row["kind"], row["state"]) == ("shim", "leaked")
-
-
-class Turns:
-    """A sleep that plays one step of a test each time it is called for a whole interval, and then ends the watch."""
-
-    def __init__(self, *steps: Callable[[], object]) -> None:
-        self._steps = list(steps)
-
-    async def __call__(self, seconds: float) -> None:
-        if seconds != 60:
-            return
-        if not self._steps:
-            raise asyncio.CancelledError
-        self._steps.pop(0)()
-
-
-async def watched(node: FakeNode, *steps: Callable[[], object]) -> list[str]:
-    """What the watch logs, with each step played before one audit."""
-    with capture_logs() as logs, pytest.raises(asyncio.CancelledError):
-        await watch(node.read, node.places, node.network, sleep=Turns(*steps))
-    return [f"{entry['event']} {entry.get('kind', entry.get('error'))}" for entry in logs]
-
-
-def nothing() -> None: ...
-
-
-async def test_the_watch_tells_each_finding_once(node: FakeNode) -> None:
-    steps = [lambda: node.shim(7, STRANGER), nothing, lambda: (node.places.proc / "7").rename(node.top / "old"), nothing]
-    assert await watched(node, *steps) == ["audit: leaked shim", "found no more shim"]
-
-
-async def test_the_watch_counts_what_is_new(node: FakeNode) -> None:
-    labels = {"kind": "shim", "owner": "orlop"}
-    before = metrics.registry.get_sample_value("orlop_leaks_found_total", labels) or 0
-    await watched(node, lambda: node.shim(7, STRANGER), nothing, lambda: node.shim(8, SANDBOX))
-    assert metrics.registry.get_sample_value("orlop_leaks_found_total", labels) == before + 2
-
-
-async def test_the_watch_counts_each_runc_init_once(node: FakeNode) -> None:
-    before = metrics.registry.get_sample_value("orlop_runc_init_found_total")
-    fifo = node.places.engine_state / STRANGER / "exec.fifo"
-    logs = await watched(node, lambda: node.process(9, "runc", "init", comm="runc:[2:INIT]", links=[fifo]), nothing)
-    assert logs == ["audit: leaked runc_init"]
-    assert metrics.registry.get_sample_value("orlop_runc_init_found_total") == (before or 0) + 1
-
-
-async def test_the_watch_leaves_failed_releases_to_those_who_release(node: FakeNode) -> None:
-    entry = node.owns(Kind.CNI, SANDBOX)
-    node.ledger[:] = [entry.failed("no such plugin", 1, 2)]
-    assert await watched(node, nothing) == []
-
-
-async def test_the_watch_goes_on_when_it_can_not_look(node: FakeNode) -> None:
-    stat = node.places.proc / "stat"
-
-    def back() -> None:
-        (node.top / "stat").rename(stat)
-        node.shim(7, STRANGER)
-
-    logs = await watched(node, lambda: stat.rename(node.top / "stat"), nothing, back)
-    assert logs[0].startswith("the audit can't look at the node [Errno 2]")
-    assert logs[1:] == ["audit: leaked shim"]
-
-
-async def test_the_watch_goes_on_when_the_ledger_can_not_be_read(node: FakeNode) -> None:
-    async def unreadable() -> LedgerRead:
-        raise Unavailable("no ledger")
-
-    with capture_logs() as logs, pytest.raises(asyncio.CancelledError):
-        await watch(unreadable, node.places, node.network, sleep=Turns(nothing, nothing))
-    assert [entry["error"] for entry in logs] == ["no ledger"]
