@@ -178,6 +178,7 @@ class TestSandboxes:
             kubelet.runtime.RunPodSandbox(cri.RunPodSandboxRequest(config=pod.config))
         assert [item.id for item in kubelet.pods()] == [pod.id]
 
+    @pytest.mark.field_fault("S1")
     def test_a_sandbox_image_that_is_not_there(self, kubelet: Client, shared_daemon: Daemon, pause: Path) -> None:
         shared_daemon.orlop("image", "rm", PAUSE)
         try:

@@ -32,6 +32,7 @@ def holding(directory: Path) -> Iterator[subprocess.Popen[bytes]]:
             holder.kill()
 
 
+@pytest.mark.field_fault("1", "16")
 @pytest.mark.parametrize("shim_dies", [False, True], ids=["in order", "dead shim"])
 def test_a_busy_rootfs(rig: Rig, shim_dies: bool) -> None:
     """Processes and addresses go, and so do the records; the mount stays owned, says who holds it, and goes when that one lets go."""
@@ -76,6 +77,7 @@ def wait_for_failure(kubelet: Client, container: str, holder: int) -> None:
     assert f"process {holder} (sleep" in task.error
 
 
+@pytest.mark.field_fault("1")
 def test_a_busy_rootfs_and_a_restart(rig: Rig) -> None:
     kubelet = rig.kubelet
     pod = kubelet.run_pod()

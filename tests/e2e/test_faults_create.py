@@ -56,6 +56,7 @@ def assert_usable(rig: Rig, pod: Pod) -> None:
     assert [line.text for line in kubelet.logs(again)] == ["next"]
 
 
+@pytest.mark.field_fault("12")
 def test_a_missing_fifo(rig: Rig, pod: Pod) -> None:
     """The simplest way to make `runc create` succeed and Create fail, with an init that waits for ever (runtime-v2 6.4)."""
     kubelet = rig.kubelet
@@ -75,6 +76,7 @@ def test_a_missing_fifo(rig: Rig, pod: Pod) -> None:
     assert_usable(rig, pod)
 
 
+@pytest.mark.field_fault("12")
 @pytest.mark.parametrize("moment", ["before", "after"])
 def test_the_engine_is_killed(rig: Rig, moment: str) -> None:
     kubelet = rig.kubelet
@@ -100,6 +102,7 @@ exit 137
 """
 
 
+@pytest.mark.field_fault("12", "M5")
 @pytest.mark.parametrize("seconds", [0.002, 0.005, 0.015], ids=lambda value: f"{value * 1000:.0f}ms")
 def test_the_engine_is_killed_while_it_works(rig: Rig, seconds: float) -> None:
     """Where exactly it dies isn't known: without its state, with it, with an init; or not at all, when it was faster."""
@@ -113,6 +116,7 @@ def test_the_engine_is_killed_while_it_works(rig: Rig, seconds: float) -> None:
     assert_usable(rig, pod)
 
 
+@pytest.mark.field_fault("8", "M4")
 @pytest.mark.parametrize(
     ("killed", "moment"), [("daemon", "before"), ("daemon", "after"), ("shim", "after"), ("both", "after")], ids=lambda value: value
 )
@@ -146,6 +150,7 @@ def test_killed_within_create(rig: Rig, killed: str, moment: str) -> None:
 PATIENCE = [0.005, 0.01, 0.02, 0.03, 0.05, 0.08, 0.12, 0.2]  # seconds
 
 
+@pytest.mark.field_fault("0a")
 @one_pair
 @pytest.mark.parametrize("deadline", PATIENCE, ids=lambda value: f"{value * 1000:.0f}ms")
 def test_a_client_gives_up(rig: Rig, deadline: float) -> None:

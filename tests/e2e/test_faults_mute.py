@@ -44,6 +44,7 @@ def assert_answers(rig: Rig, pod: Pod, container: str) -> None:
     assert time.monotonic() - begin < AT_ONCE
 
 
+@pytest.mark.field_fault("2", "23", "27", "M7")
 def test_a_stopped_shim_holds_nobody_up(rig: Rig) -> None:
     kubelet = rig.kubelet
 
@@ -75,6 +76,7 @@ def test_a_stopped_shim_holds_nobody_up(rig: Rig) -> None:
     rig.assert_clean()
 
 
+@pytest.mark.field_fault("0b", "6", "27")
 def test_a_stopped_shim_and_a_restart(rig: Rig) -> None:
     """It is not taken for dead, and its containers are right when it goes on."""
     kubelet = rig.kubelet

@@ -55,6 +55,7 @@ def test_a_shim_binary_that_is_none(rig: Rig, script: str, code: grpc.StatusCode
     rig.kubelet.run_container(rig.kubelet.run_pod(handler="gated"))
 
 
+@pytest.mark.field_fault("9")
 def test_no_new_shim_after_the_old_one_died(rig: Rig) -> None:
     """The pod can't run containers until there is one; stopping and removing it needs none."""
     kubelet = rig.kubelet
@@ -76,6 +77,7 @@ def test_no_new_shim_after_the_old_one_died(rig: Rig) -> None:
 # ---- network plugins
 
 
+@pytest.mark.field_fault("18", "30", "S4")
 @pytest.mark.parametrize(
     ("script", "code", "words"),
     [
@@ -96,6 +98,7 @@ def test_a_network_plugin_that_does_not_add(rig: Rig, script: str, code: grpc.St
     rig.kubelet.run_container(rig.kubelet.run_pod())
 
 
+@pytest.mark.field_fault("18", "19")
 @pytest.mark.parametrize("script", ["echo no cable; exit 7", HANG], ids=["fails", "hangs"])
 def test_a_network_plugin_that_does_not_delete(rig: Rig, script: str) -> None:
     """The kubelet is told that the addresses aren't free yet; the agent goes on trying, and needs nobody for it."""

@@ -92,6 +92,7 @@ def frozen_bystander(rig: Rig) -> Iterator[None]:
 # ---- network plugins
 
 
+@pytest.mark.field_fault("18")
 @one_pair
 @pytest.mark.parametrize("moment", ["before", "after"])
 def test_a_network_plugin_is_killed(rig: Rig, moment: str) -> None:
@@ -109,6 +110,7 @@ def test_a_network_plugin_is_killed(rig: Rig, moment: str) -> None:
     assert kubelet.pod_status(kubelet.run_again(config)).network.ip
 
 
+@pytest.mark.field_fault("18")
 @one_pair
 @pytest.mark.parametrize("moment", ["before", "after"])
 def test_the_daemon_is_killed_within_a_network_plugin(rig: Rig, moment: str) -> None:
@@ -130,6 +132,7 @@ def test_the_daemon_is_killed_within_a_network_plugin(rig: Rig, moment: str) -> 
 # ---- containers
 
 
+@pytest.mark.field_fault("5")
 def test_an_init_is_killed_behind_the_agents_back(rig: Rig) -> None:
     kubelet = rig.kubelet
     pod = kubelet.run_pod()
@@ -141,6 +144,7 @@ def test_an_init_is_killed_behind_the_agents_back(rig: Rig) -> None:
     kubelet.run_container(pod)
 
 
+@pytest.mark.field_fault("10")
 def test_a_pods_whole_cgroup_is_killed(rig: Rig) -> None:
     """As the OOM killer and node tools do, past everybody (field-faults 10)."""
     kubelet = rig.kubelet
@@ -167,6 +171,7 @@ def pids_below(cgroup: str) -> set[int]:
     return found
 
 
+@pytest.mark.field_fault("5", "M6", "S4")
 def test_a_sandbox_task_is_killed(rig: Rig) -> None:
     """Its namespaces, or its VM, were the pod's: the pod is not ready any more, and the kubelet makes another one."""
     kubelet = rig.kubelet

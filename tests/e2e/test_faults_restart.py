@@ -24,6 +24,7 @@ FLOOD = "i=0; until [ -e /tmp/stop ]; do echo $i; i=$((i+1)); done"
 """A counter that never pauses: some ten thousand lines a second."""
 
 
+@pytest.mark.field_fault("31")
 @pytest.mark.parametrize("end", [Daemon.stop, Daemon.kill9], ids=["in order", "killed"])
 def test_the_daemon_is_away(rig: Rig, end: Callable[[Daemon], None]) -> None:
     kubelet = rig.kubelet
@@ -83,6 +84,7 @@ def test_a_second_daemon_is_refused(rig: Rig) -> None:
     assert rig.kubelet.exec_sync(rig.counter, "echo", "on").stdout == b"on\n"
 
 
+@pytest.mark.field_fault("24")
 @one_pair
 @pytest.mark.parametrize("torn", ["container", "sandbox"])
 def test_a_torn_record(rig: Rig, torn: str) -> None:

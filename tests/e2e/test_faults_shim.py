@@ -27,6 +27,7 @@ def assert_order(steps: list[tuple[str, str]], containers: list[str]) -> None:
     assert told == [(step, container) for container in reversed(containers) for step in ("shim_delete", "bundle")]
 
 
+@pytest.mark.field_fault("9", "M2")
 def test_killed_then_stopped_and_removed_at_once(rig: Rig) -> None:
     kubelet = rig.kubelet
     pod = kubelet.run_pod()
@@ -39,6 +40,7 @@ def test_killed_then_stopped_and_removed_at_once(rig: Rig) -> None:
     rig.assert_clean()
 
 
+@pytest.mark.field_fault("9", "M1")
 @one_pair
 def test_killed_and_the_pod_lives_on(rig: Rig) -> None:
     rig.with_each_pair(lambda handler: kill_and_live_on(rig, handler))
@@ -75,6 +77,7 @@ def kill_and_live_on(rig: Rig, handler: str) -> None:
     kubelet.remove_pod(pod)
 
 
+@pytest.mark.field_fault("9", "M3")
 def test_killed_at_the_same_moment_as_the_daemon(rig: Rig) -> None:
     kubelet = rig.kubelet
     pods = [kubelet.run_pod() for _ in range(2)]

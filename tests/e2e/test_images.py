@@ -172,6 +172,7 @@ def fill(path: Path) -> None:
             filler.write(bytes(4096))
 
 
+@pytest.mark.field_fault("25")
 async def test_a_full_disk_refuses_imports_and_nothing_else(tmp_path: Path) -> None:
     """Deleting needs no space, neither for files nor in the database; what was tried and failed leaves none taken."""
     small = make_oci_layout(tmp_path / "small", {"small:1": [{"a": bytes(1 << 20)}]})

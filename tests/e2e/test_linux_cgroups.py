@@ -102,6 +102,7 @@ async def test_kill_ends_the_whole_subtree_and_nobody_else(root: Path, processes
         assert await cgroups.processes(f"{NAME}/pod2") == {bystander.pid}
 
 
+@pytest.mark.field_fault("13")
 async def test_frozen_processes_are_killed(root: Path, processes: Processes) -> None:
     cgroups = Cgroups(root)
     await cgroups.create(f"{NAME}/frozen/inner")

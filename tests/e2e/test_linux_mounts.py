@@ -48,6 +48,7 @@ HOLDERS = {
 }
 
 
+@pytest.mark.field_fault("16")
 @pytest.mark.parametrize("how", [*HOLDERS, "exe", "mount namespace"])
 async def test_a_busy_mount_names_its_holder_and_can_be_unmounted_once_that_is_gone(target: Path, how: str) -> None:
     mounts, processes = Mounts(), Processes()
@@ -149,6 +150,7 @@ async def test_a_link_is_not_followed_to_somebody_elses_mount(target: Path, plac
     await mounts.unmount(target)
 
 
+@pytest.mark.field_fault("20")
 async def test_a_dead_file_system_is_never_asked(target: Path) -> None:
     """A FUSE file system whose server never answers stands for NFS without its server: any look at the path hangs."""
     mounts = Mounts()

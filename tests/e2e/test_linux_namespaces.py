@@ -121,6 +121,7 @@ async def test_somebody_elses_pin_is_left_alone(pins: dict[str, Path]) -> None:
     assert os.listdir(pins["uts"].parent) == [pins["uts"].name]
 
 
+@pytest.mark.field_fault("17")
 async def test_a_pin_that_is_held_open_is_released_and_its_namespace_outlives_it(pins: dict[str, Path]) -> None:
     namespaces = Namespaces()
     inodes = await namespaces.create({"net": pins["net"]})
@@ -145,6 +146,7 @@ async def test_a_pin_mounted_twice_and_an_empty_file_are_released(pins: dict[str
     assert not pins["net"].exists()
 
 
+@pytest.mark.field_fault("17")
 async def test_the_end_of_a_pin_reaches_a_mount_namespace_that_got_it(pins: dict[str, Path], receiver: int) -> None:
     namespaces = Namespaces()
     await namespaces.create({"net": pins["net"]})

@@ -30,6 +30,7 @@ def daemon(tmp_path: Path, pair: Pair, busybox: Path) -> Iterator[Daemon]:
     daemon.client.close()
 
 
+@pytest.mark.field_fault("7")
 @pytest.mark.parametrize("stopped_by", ["container", "pod"])
 def test_a_stop_finds_it(daemon: Daemon, tmp_path: Path, stopped_by: str) -> None:
     kubelet = daemon.client

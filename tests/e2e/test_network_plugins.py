@@ -171,6 +171,7 @@ async def test_delete_of_what_was_never_added(site: Site) -> None:
     await site.network.delete(await site.sandbox())
 
 
+@pytest.mark.field_fault("19")
 async def test_delete_after_the_namespace_has_gone(site: Site) -> None:
     site.configure(BRIDGE | {"ipMasq": False}, PORTMAP, LOOPBACK)  # with it, bridge leaves its chains here: decisions.md 18
     attachment = await site.sandbox()
@@ -191,6 +192,7 @@ async def test_delete_after_the_namespace_has_gone_and_a_file_lies_there(site: S
     assert not leases(attachment)
 
 
+@pytest.mark.field_fault("18")
 async def test_an_add_that_failed_half_way(site: Site) -> None:
     site.configure(BRIDGE, EXTRA, PORTMAP)
     site.script('#!/bin/sh\n[ "$CNI_COMMAND" != ADD ] || { echo \'{"code": 103, "msg": "no such tenant"}\'; exit 1; }\n')
@@ -201,6 +203,7 @@ async def test_an_add_that_failed_half_way(site: Site) -> None:
     await site.network.delete(attachment)
 
 
+@pytest.mark.field_fault("18", "30")
 async def test_a_plugin_whose_del_fails_pins_no_address_and_is_tried_again(site: Site) -> None:
     site.configure(BRIDGE, PORTMAP, EXTRA)
     site.script(PASS_ON)

@@ -156,6 +156,7 @@ class TestLife:
         kubelet.remove(failed)
         assert kubelet.status(again).state == cri.CONTAINER_RUNNING
 
+    @pytest.mark.field_fault("20", "21")
     def test_calls_at_the_same_time_get_one_answer(self, kubelet: Client) -> None:
         """A kubelet that timed out and asks again doesn't get a second pod, nor 'the name is taken'."""
         kubelet.admin.Failpoints(admin.FailpointsRequest(configure=TAKE_THEIR_TIME))
@@ -245,6 +246,7 @@ class TestExec:
         assert [process for process in processes() if process.argv == ("sleep", "4321")] == []
         assert kubelet.exec_sync(container, "echo", "on").stdout == b"on\n"
 
+    @pytest.mark.field_fault("0c")
     def test_a_background_child_that_holds_the_output(self, kubelet: Client) -> None:
         """Bounded by the call's own timeout; the child is the container's, and stays."""
         container = kubelet.run_container(kubelet.run_pod())
@@ -375,6 +377,7 @@ class TestStop:
         assert 1 <= time.monotonic() - begin < 5
         assert kubelet.status(container).exit_code == 137
 
+    @pytest.mark.field_fault("22")
     def test_a_second_stop_shortens_the_first(self, kubelet: Client) -> None:
         container = kubelet.run_container(kubelet.run_pod())
         begin = time.monotonic()
@@ -430,6 +433,7 @@ class TestRemove:
             kubelet.remove_pod(pod)
             kubelet.stop_pod(pod)
 
+    @pytest.mark.field_fault("S2")
     def test_nothing_begins_in_a_stopped_pod(self, kubelet: Client) -> None:
         pod = kubelet.run_pod()
         created = kubelet.create_container(pod)

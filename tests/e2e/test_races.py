@@ -37,6 +37,7 @@ def beside() -> Iterator[ThreadPoolExecutor]:
 # ---- a verb beside another
 
 
+@pytest.mark.field_fault("S2")
 def test_a_container_that_is_being_removed_is_not_started(daemon: Daemon, beside: ThreadPoolExecutor) -> None:
     """Both succeeded, and its process ran on without a record."""
     kubelet = daemon.client
@@ -52,6 +53,7 @@ def test_a_container_that_is_being_removed_is_not_started(daemon: Daemon, beside
     assert not running("sleep", "777777")
 
 
+@pytest.mark.field_fault("20", "S2")
 @pytest.mark.parametrize("daemon", ["IN_FLIGHT=1"], indirect=True)
 def test_a_create_that_hangs_does_not_hold_up_the_end_of_its_pod(daemon: Daemon, beside: ThreadPoolExecutor) -> None:
     """On a disk that hangs, say: StopPodSandbox waited for it for ever. It must not end in a pod that is gone, nor leave anything."""
@@ -73,6 +75,7 @@ def test_a_create_that_hangs_does_not_hold_up_the_end_of_its_pod(daemon: Daemon,
     assert kubelet.ledger() == []
 
 
+@pytest.mark.field_fault("23", "S2")
 @pytest.mark.parametrize("daemon", ["IN_FLIGHT=1"], indirect=True)
 def test_a_start_that_hangs_outside_of_its_shim_lets_nobody_wait_for_ever(daemon: Daemon, beside: ThreadPoolExecutor) -> None:
     kubelet = daemon.client
@@ -123,6 +126,7 @@ def test_a_probe_is_over_after_its_timeout_though_the_shim_does_not_answer(daemo
     assert kubelet.exec_sync(container, "echo", "on").stdout == b"on\n"
 
 
+@pytest.mark.field_fault("23")
 @pytest.mark.parametrize("daemon", ["EXIT_AFTER_KILL=1"], indirect=True)
 def test_a_container_that_its_shim_can_not_kill_is_killed_alone(daemon: Daemon, tmp_path: Path) -> None:
     """The shim was killed next, and with it the pod's other containers. Their cgroups need nobody's help."""

@@ -116,6 +116,7 @@ def test_a_daemon_that_can_not_know_its_tasks_ends(daemon: Daemon) -> None:
     assert kubelet.exec_sync(container, "echo", "on").stdout == b"on\n"
 
 
+@pytest.mark.field_fault("0b", "18")
 def test_a_plugin_that_hangs_holds_up_its_own_pod_only(daemon: Daemon, beside: ThreadPoolExecutor, tmp_path: Path) -> None:
     """Its DEL was part of recovery, and for two minutes no pod of the node could be touched."""
     kubelet, blocked = daemon.client, tmp_path / "blocked"
@@ -215,6 +216,7 @@ def test_a_pause_that_ended_while_the_record_could_not_be_written(daemon: Daemon
     remove_image(kubelet, PAUSE)
 
 
+@pytest.mark.field_fault("S4")
 def test_a_pause_that_ends_before_the_sandbox_has_its_record(daemon: Daemon, tmp_path: Path) -> None:
     """Its exit was nobody's, and the sandbox ready without a process."""
     kubelet = daemon.client

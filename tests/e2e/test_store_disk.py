@@ -57,6 +57,7 @@ async def _intend_until_refused(ledger: Ledger) -> int:
     raise AssertionError("the disk is never full")
 
 
+@pytest.mark.field_fault("25")
 async def test_full_disk(tmp_path: Path, disk: Path) -> None:
     store = await Store.open(tmp_path / "run", disk)
     await store.ledger.intend(NETNS, CNI, SNAPSHOT)

@@ -47,6 +47,7 @@ def test_pods_outlive_the_daemons_unit(orlop: OrlopNode) -> None:
     orlop.start()
 
 
+@pytest.mark.field_fault("19", "24")
 @pytest.mark.parametrize(
     ("verb", "point"),
     [

@@ -88,6 +88,7 @@ async def test_what_is_young_may_just_be_being_made(node: FakeNode) -> None:
     assert len(await node.found()) > 9
 
 
+@pytest.mark.field_fault("6")
 async def test_a_runtime_that_does_not_answer_leaves_all_of_its_things_unknown(node: FakeNode) -> None:
     node.containerd(problem="it hangs")
     expected = plant(node)
@@ -136,6 +137,7 @@ async def test_mounts_with_hostile_names_and_those_that_no_container_has(node: F
     assert [finding.what for finding in found] == [f"{bundle}/rootfs/a\nb c"]
 
 
+@pytest.mark.field_fault("15")
 async def test_a_shim_is_released_with_its_containers_and_its_socket(node: FakeNode) -> None:
     node.containerd()
     path = node.has(node.top / "s") / "socket"
@@ -237,6 +239,7 @@ async def test_a_containers_cgroup_that_pins_its_pod(node: FakeNode, scope: str)
     assert "in it: process 30 (sleep)" in finding.why
 
 
+@pytest.mark.field_fault("15")
 async def test_the_slice_of_a_pod_that_nobody_has(node: FakeNode) -> None:
     node.containerd()
     pod = f"/kubepods.slice/kubepods-besteffort.slice/kubepods-besteffort-pod{UID.replace('-', '_')}.slice"

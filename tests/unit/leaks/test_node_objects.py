@@ -167,6 +167,7 @@ async def test_an_address_of_a_sandbox_that_the_ledger_does_not_have(node: FakeN
 # ---- cgroups
 
 
+@pytest.mark.field_fault("15")
 async def test_the_cgroup_of_a_shim(node: FakeNode) -> None:
     node.cgroup(f"/orlop-shims/{STRANGER}")
     node.cgroup(f"/orlop-shims/{SANDBOX}")
@@ -194,6 +195,7 @@ async def test_a_pod_is_not_taken_for_a_container_of_its_parent(node: FakeNode) 
     assert "the cgroup of a pod that" in (await node.only()).why
 
 
+@pytest.mark.field_fault("15")
 @pytest.mark.parametrize("name", [STRANGER, f"cri-orlop-{STRANGER}.scope"])
 async def test_the_cgroup_of_a_container_in_a_pod_of_ours(node: FakeNode, name: str) -> None:
     for path in (f"/kube/pod1/{name}", f"/kube/pod1/{CONTAINER}", "/kube/pod1/other", f"/kube/pod2/{STRANGER}"):

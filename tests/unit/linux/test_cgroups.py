@@ -96,6 +96,7 @@ async def test_removals_are_counted(tmp_path: Path) -> None:
     assert (removals("removed"), removals("gone"), removals("busy")) == (before[0] + 1, before[1] + 1, before[2] + 1)
 
 
+@pytest.mark.field_fault("14")
 async def test_a_cgroup_that_the_kernel_holds_is_busy_without_a_process(tmp_path: Path) -> None:
     stuck = v1(tmp_path) / "memory/stuck"
     stuck.mkdir()
@@ -138,6 +139,7 @@ async def test_a_new_cpuset_gets_what_its_parent_has_and_one_that_was_there_keep
     assert (tmp_path / "cpuset/foreign/x/cpuset.cpus").read_text() == "1"
 
 
+@pytest.mark.field_fault("13")
 async def test_kill_reaches_by_number_thaws_and_gives_up_on_time(tmp_path: Path, sleeper: subprocess.Popen[bytes]) -> None:
     v1(tmp_path)
     place = tmp_path / "freezer/p"

@@ -78,6 +78,7 @@ def test_a_kernel_thread_and_a_process_that_is_ending_are_passed_over(proc: Proc
     assert [holder.pid for holder in proc.holders()] == [12]
 
 
+@pytest.mark.field_fault("16")
 def test_a_copy_in_another_mount_namespace_is_told_once_for_each_namespace(proc: Proc) -> None:
     inside = "90 80 0:57 / / rw - overlay overlay rw\n"
     proc.process(20, namespace=2, table=inside)

@@ -17,6 +17,7 @@ def lease(directory: Path, network: str, ip: str, content: bytes) -> Path:
     return path
 
 
+@pytest.mark.field_fault("19")
 def test_only_what_names_nobody_goes(tmp_path: Path) -> None:
     empty = lease(tmp_path, "a", "10.0.0.2", b"")
     zeros = lease(tmp_path, "b", "fd00::2", b"\0" * 80)

@@ -340,6 +340,7 @@ class TestDelete:
         await node.network.delete(attachment)
         assert node.runner.steps == ["DEL portmap", "DEL bridge"]
 
+    @pytest.mark.field_fault("19")
     async def test_a_gone_namespace_is_not_passed(self, node: Node) -> None:
         attachment = await attached(node)
         await node.network.add(attachment)
@@ -377,6 +378,7 @@ class TestDelete:
         assert "prevResult" not in node.runner.ran[-1].config
         assert not node.cached()
 
+    @pytest.mark.field_fault("30")
     async def test_a_failure_does_not_keep_the_others_from_releasing(self, node: Node) -> None:
         attachment = await attached(node)
         await node.network.add(attachment)

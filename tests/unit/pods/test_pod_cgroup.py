@@ -57,6 +57,7 @@ def test_which(pods: Pods, handler: RuntimeHandler, asked_for: str, path: str) -
     assert pod_cgroup.of(pods, handler, ID, asked_for) == path
 
 
+@pytest.mark.field_fault("31")
 @pytest.mark.parametrize(
     ("handler", "asked_for", "words"),
     [

@@ -279,6 +279,7 @@ class TestWhole:
         assert "sysctl" not in made["linux"]
         assert "rootfsPropagation" not in made["linux"]
 
+    @pytest.mark.field_fault("14")
     async def test_a_scope_that_fails_is_not_kept_by_systemd(self) -> None:
         made = await spec.build(inputs(handler=RuntimeHandler("crun", systemd_cgroup=True)))
         assert made["annotations"]["org.systemd.property.CollectMode"] == "'inactive-or-failed'"

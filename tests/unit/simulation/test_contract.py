@@ -20,6 +20,7 @@ def spec(name: str) -> dict[str, Any]:
     return {"linux": {"cgroupsPath": f"/pods/{name}", "namespaces": [{"type": "mount"}, {"type": "pid"}]}}
 
 
+@pytest.mark.field_fault("15")
 @pytest.mark.parametrize("check", CHECKS, ids=[check.__name__ for check in CHECKS])
 @pytest.mark.parametrize("generation", TRAITS)
 def test_contract(generation: str, check: Check, directory: Path) -> None:

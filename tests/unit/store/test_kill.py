@@ -94,6 +94,7 @@ async def test_repair_is_repeated(directories: Directories, clock: Clock, moment
     await store.close()
 
 
+@pytest.mark.field_fault("24")
 @pytest.mark.parametrize("lines", [1, 2, 9, 60, 333])
 async def test_at_some_moment(directories: Directories, clock: Clock, lines: int) -> None:
     said = await in_thread(_kill_after, _child(directories, "whenever_the_parent_likes"), lines)

@@ -229,6 +229,7 @@ async def test_hold_tells_that_it_could_not_write_but_remembers(store: Store) ->
     assert (resource.state, resource.data) == (State.HELD, {"inode": 7})
 
 
+@pytest.mark.field_fault("25")
 async def test_releasing_needs_no_writable_ledger(store: Store, directories: Directories, clock: Clock) -> None:
     ledger = store.ledger
     await ledger.intend(Intent(Kind.NETNS, "n", sandbox="s"), Intent(Kind.UTSNS, "u", sandbox="s"))

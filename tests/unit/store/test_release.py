@@ -111,6 +111,7 @@ async def test_one_container_leaves_the_others_alone(store: Store, releases: Rel
     assert len(store.ledger.owned(sandbox="s")) == 12
 
 
+@pytest.mark.field_fault("30")
 async def test_failure_blocks_only_what_it_depends_on(store: Store, releases: Releases, node: Node) -> None:
     await _pod(store, "c1")
     node.errors["cni pod"] = Busy("the plugin said no")
@@ -364,6 +365,7 @@ async def test_pending_releases_are_tried_until_they_work(store: Store, clock: C
     await releases.stop(0)
 
 
+@pytest.mark.field_fault("2")
 async def test_retries_of_other_owners_dont_wait_for_one_that_hangs(store: Store, clock: Clock) -> None:
     sleeper = Sleeper(clock, turns=5)
     releases = Releases(store.ledger, clock, sleep=sleeper, wait=tenacity.wait_none())

@@ -42,6 +42,7 @@ async def test_directory_that_cant_be_used(tmp_path: Path, clock: Clock) -> None
     await store.close()
 
 
+@pytest.mark.field_fault("19")
 async def test_reboot_ends_what_a_reboot_ends(store: Store, directories: Directories, clock: Clock) -> None:
     await store.ledger.intend(*(Intent(kind, "k", sandbox="s") for kind in (Kind.NETNS, Kind.SHIM, Kind.CNI, Kind.SNAPSHOT)))
     await store.boot_records("pods").put("p", b"1")
@@ -72,6 +73,7 @@ BAD_ROWS = [
 ]
 
 
+@pytest.mark.field_fault("24")
 @pytest.mark.parametrize(("damage", "reason"), BAD_ROWS)
 async def test_row_nobody_understands_is_set_aside(store: Store, directories: Directories, clock: Clock, damage: str, reason: str) -> None:
     await store.ledger.intend(Intent(Kind.FIFO, "good", sandbox="s"), Intent(Kind.FIFO, "bad", sandbox="s"))
@@ -92,6 +94,7 @@ async def test_row_nobody_understands_is_set_aside(store: Store, directories: Di
         await again.close()
 
 
+@pytest.mark.field_fault("24")
 @pytest.mark.parametrize("name", ["run/boot.db", "lib/disk.db"])
 @pytest.mark.parametrize(
     "damage",

@@ -146,6 +146,7 @@ async def test_7_ids_of_1000_concurrent_calls_increase_on_the_wire(link: Link) -
     assert [response.shim_pid for response in await asyncio.gather(*calls)] == list(range(1000))
 
 
+@pytest.mark.field_fault("11")
 async def test_7_late_and_unknown_answers_hurt_no_other_call(link: Link) -> None:
     abandoned, kept = asyncio.create_task(link.connect()), asyncio.create_task(link.connect())
     await link.peer.request()
@@ -176,6 +177,7 @@ async def test_8_an_overlong_answer_is_discarded_and_the_connection_goes_on(link
     assert (await second).shim_pid == 3
 
 
+@pytest.mark.field_fault("0a")
 async def test_9_a_caller_that_gives_up_on_create_leaves_the_call_to_end_by_itself(link: Link) -> None:
     outcome: list[int] = []
 

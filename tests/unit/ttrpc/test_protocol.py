@@ -146,6 +146,7 @@ def test_ids_that_are_used_up_are_an_error_not_a_wrap() -> None:
         client.send_request(Request())
 
 
+@pytest.mark.field_fault("11")
 @pytest.mark.parametrize("state", ["open", "abandoned", "answered", "never opened", "even", "zero"])
 @pytest.mark.parametrize("kind", ["response", "empty", "overlong", "data", "request", "unknown"])
 def test_every_frame_in_every_state_of_a_stream(state: str, kind: str) -> None:
@@ -344,6 +345,7 @@ parts = st.one_of(
 )
 
 
+@pytest.mark.field_fault("11")
 @given(st.builds(lambda size, stream: bytes([size]) + b"".join(stream), st.integers(0, 255), st.lists(parts, max_size=10)))
 @settings(deadline=None, max_examples=300)
 def test_fuzz(data: bytes) -> None:

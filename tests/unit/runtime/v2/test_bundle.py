@@ -82,6 +82,7 @@ async def test_remove(bundles: Bundles) -> None:
     await bundles.remove_work_dir(bundle)
 
 
+@pytest.mark.field_fault("26")
 async def test_a_rootfs_with_files_is_left_alone(bundles: Bundles) -> None:
     bundle = await bundles.create("c1", SPEC)
     (bundle.rootfs / "precious").touch()

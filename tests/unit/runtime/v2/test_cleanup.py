@@ -45,6 +45,7 @@ def test_the_table_names_every_step_in_the_order_of_the_code() -> None:
     assert set(written) == set(steps.BUDGETS)
 
 
+@pytest.mark.field_fault("9", "12")
 async def test_dead_shim(world: World) -> None:
     world.shim_dies()
     await cleanup_after_dead_shim(world.node, world.shim, "it was killed")
@@ -123,6 +124,7 @@ async def test_a_create_in_flight_has_neither_exit_nor_delete(world: World) -> N
     assert world.tasks["c3"].exited is None
 
 
+@pytest.mark.field_fault("12")
 async def test_an_init_that_only_the_engine_knew_is_found_after_its_state_is_gone(world: World) -> None:
     """`shim delete` removes the state and not the process, which never got into its cgroup."""
     task = await world.add("c3", pid=103, created=False)
@@ -172,6 +174,7 @@ async def test_a_shim_delete_that_works_is_no_lie(world: World) -> None:
     assert value(metrics.shim_delete_lies) == lies
 
 
+@pytest.mark.field_fault("M5")
 async def test_only_the_engines_state_is_left(world: World) -> None:
     container = world.containers["c2"]
     container.shim_delete_does = lambda world, container: world.kill(container)

@@ -224,6 +224,7 @@ async def test_shutdown(tmp_path: Path, break_step: Arm, step: str, fault: str) 
     assert str(world.shim.state) == "cleaned"
 
 
+@pytest.mark.field_fault("S3")
 @FAULTS
 async def test_a_shim_that_does_not_die_is_not_taken_for_dead_the_next_time(
     tmp_path: Path, break_step: Arm, monkeypatch: pytest.MonkeyPatch, fault: str
@@ -344,6 +345,7 @@ async def test_a_second_caller(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
     assert repeated <= ({"socket", f"cgroup remove {LEAF}", f"bundle {POD}", f"work dir {POD}"} if call is one_shim else set())
 
 
+@pytest.mark.field_fault("3")
 @pytest.mark.parametrize("step", ["shim_dead", "close", "shim_delete", "unmount", "socket", "publish", "drop"])
 async def test_a_deleter_waits_for_the_cleanup_of_its_shim(world: World, monkeypatch: pytest.MonkeyPatch, step: str) -> None:
     """Invariant 2: whoever deletes a task of a dead shim touches nothing before that shim's cleanup has ended."""

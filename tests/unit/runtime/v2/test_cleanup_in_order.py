@@ -73,6 +73,7 @@ async def test_delete_knows_the_exit_that_nobody_told(world: World) -> None:
     assert world.journal[:3] == ["Kill c1", "Delete c1", "TaskExit c1 137"]
 
 
+@pytest.mark.field_fault("0c", "4")
 async def test_delete_of_one_that_the_shim_does_not_know(world: World) -> None:
     world.containers["c1"].known_to_shim = False
     world.end(world.containers["c1"])
@@ -110,6 +111,7 @@ async def test_delete_in_a_shim_that_is_not_pinned(task_world: World) -> None:
     assert task_world.shim.state is ShimState.CLEANED
 
 
+@pytest.mark.field_fault("0c", "5")
 async def test_a_shim_that_does_not_end_with_its_last_task_is_killed(task_world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(steps.BUDGETS, "shutdown", 0.01)
     task_world.shim_ends_on_shutdown = False
@@ -120,6 +122,7 @@ async def test_a_shim_that_does_not_end_with_its_last_task_is_killed(task_world:
     assert task_world.shim.state is ShimState.CLEANED
 
 
+@pytest.mark.field_fault("4")
 async def test_delete_that_timed_out_is_found_done(task_world: World) -> None:
     """field-faults 4: the shim finished after our budget; NotFound then still ends the shim."""
     await delete_task(task_world.node, task_world.tasks["c1"])
@@ -160,6 +163,7 @@ async def test_a_busy_rootfs_names_its_holder_and_lets_the_shim_go(world: World)
     assert world.left() == []
 
 
+@pytest.mark.field_fault("1")
 async def test_a_busy_rootfs_goes_when_its_holder_has_gone(world: World) -> None:
     world.containers["c1"].holder = True
     with pytest.raises(PartlyReleased):

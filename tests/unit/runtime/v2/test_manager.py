@@ -117,6 +117,7 @@ async def test_a_create_that_fails_leaves_the_pod_usable(rig: Rig) -> None:
     await rig.release()
 
 
+@pytest.mark.field_fault("0a")
 async def test_a_create_whose_caller_gives_up_goes_on(rig: Rig) -> None:
     await rig.pinned()
     rig.node.hang["Create"] = asyncio.Event()
@@ -385,6 +386,7 @@ async def test_delete_during_create_waits_for_it(rig: Rig, monkeypatch: pytest.M
     await rig.release()
 
 
+@pytest.mark.field_fault("3")
 async def test_three_deletes_at_once(rig: Rig) -> None:
     await rig.pinned()
     await rig.create()

@@ -80,6 +80,7 @@ async def test_no_replacement_for_a_sandbox_that_is_being_stopped(rig: Rig) -> N
     assert rig.node.commands == ["start pod"]
 
 
+@pytest.mark.field_fault("23")
 async def test_kill_shim(rig: Rig) -> None:
     await rig.pinned()
     task = await rig.create()
@@ -151,6 +152,7 @@ async def test_the_shim_died_meanwhile(rig: Rig) -> None:
     await rig.release()
 
 
+@pytest.mark.field_fault("0b", "6")
 async def test_a_mute_shim_delays_the_start_by_its_budget_and_keeps_its_containers(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     await rig.pinned()
     await rig.create()

@@ -62,6 +62,7 @@ async def test_nothing_is_released_before_the_tasks_are_loaded(rig: Rig) -> None
     await rig.release()
 
 
+@pytest.mark.field_fault("6")
 async def test_a_delete_meanwhile_does_not_take_a_shim_for_dead_that_was_not_looked_at(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     await pod_with_two(rig)
     asked, looked = asyncio.Event(), asyncio.Event()
@@ -158,6 +159,7 @@ async def test_nor_is_one_whose_end_can_not_be_waited_for_then(rig: Rig, monkeyp
     await rig.release()
 
 
+@pytest.mark.field_fault("6")
 @pytest.mark.parametrize("what", ["its log", "its bootstrap"])
 async def test_a_shim_that_can_not_be_looked_at_at_first(rig: Rig, monkeypatch: pytest.MonkeyPatch, what: str) -> None:
     """Its exits were never noticed then, nor its death."""
@@ -193,6 +195,7 @@ async def test_a_shim_that_can_not_be_looked_at_at_first(rig: Rig, monkeypatch: 
     await rig.release()
 
 
+@pytest.mark.field_fault("6")
 async def test_a_pid_that_can_not_be_looked_at_at_first(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     """The daemon died right after Create was answered, and its successor lacks a descriptor for a moment."""
     monkeypatch.setattr(load, "_RETRY", 0.01)
