@@ -27,6 +27,7 @@ shim_delete_lies = Counter(
 )
 cgroup_cleanups = Counter("orlop_cgroup_cleanups", "Removals of a cgroup left after a container.", ["result"], registry=registry)
 mount_busy = Counter("orlop_mount_busy", "Unmounts refused with EBUSY.", registry=registry)
+mount_busy_holders = Counter("orlop_mount_busy_holders", "What was found to hold busy mounts.", ["kind"], registry=registry)
 runc_init_found = Counter("orlop_runc_init_found", "Leaked `runc init` processes found.", registry=registry)
 runc_init_reaped = Counter("orlop_runc_init_reaped", "Leaked `runc init` processes ended by the agent.", registry=registry)
 
