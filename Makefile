@@ -4,7 +4,7 @@ PYTEST := $(PYTHON) -m pytest
 SEEDS ?= 0:100000
 TABLE ?= /dev/null
 
-.PHONY: test unit e2e crash-matrix simulate lint demo tools api install
+.PHONY: test unit e2e crash-matrix simulate lint demo image tools api install
 
 test: unit e2e     ## everything; as root on Debian 12 or newer
 
