@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -22,17 +23,19 @@ def pair(request: pytest.FixtureRequest) -> Pair:
 
 
 @pytest.fixture
-def matrix() -> Matrix:
+def matrix() -> Iterator[Matrix]:
     """The run's, to be filled."""
-    return _MATRIX
+    yield _MATRIX
+    if name := os.environ.get("ORLOP_MATRIX_TABLE"):  # already now: a run may be cut short
+        Path(name).write_text("\n".join(_lines()) + "\n")
+
+
+def _lines() -> list[str]:
+    return [f"slice {slices.CHOSEN} of the crash matrix (ORLOP_MATRIX_SLICE)", "", *_MATRIX.text()]
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    if not _MATRIX.cases:
-        return
-    lines = [f"slice {slices.CHOSEN} of the crash matrix (ORLOP_MATRIX_SLICE)", "", *_MATRIX.text()]
-    if name := os.environ.get("ORLOP_MATRIX_TABLE"):
-        Path(name).write_text("\n".join(lines) + "\n")
-    terminalreporter.section("crash matrix")
-    for line in lines:
-        terminalreporter.write_line(line)
+    if _MATRIX.cases:
+        terminalreporter.section("crash matrix")
+        for line in _lines():
+            terminalreporter.write_line(line)
