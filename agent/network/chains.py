@@ -1,12 +1,14 @@
 """Chains that the bridge, ptp and portmap plugins make in the nat table, one or two for each attachment, and who they are for.
 
-A DEL after the network namespace has vanished leaves them (decisions: bridge 1.1 and 1.9): nothing then frees them but
-`orlop reap`. Their names are hashes; the rule that leads to one says in its comment for which container it is. Read by
-iptables-save, which also knows what the plugins did by way of nftables' iptables. Blocking; callers use a thread.
+A DEL after the network namespace or the interface in it has vanished leaves them (bridge 1.1 and 1.9), as when the one before was
+killed halfway: then `Network.delete` looks for them, and for what it doesn't find there is `orlop reap`. Their names are hashes; the
+rule that leads to one says in its comment for which container it is. Read by iptables-save, which also knows what the plugins did by
+way of nftables' iptables. Blocking; callers use a thread.
 """
 
 from __future__ import annotations
 
+import hashlib
 import re
 import shlex
 import subprocess
@@ -16,6 +18,10 @@ from dataclasses import dataclass, field
 from agent.errdefs import FailedPrecondition, Unavailable
 
 TOOLS = ("iptables", "ip6tables")
+_PREFIXES = ("CNI-", "CNI-DN-", "CNI-SN-")
+"""Of bridge and ptp; of portmap, into the pod and out of it."""
+_LENGTH = 28
+"""Of a chain's name, as the plugins cut it."""
 _BUDGET = 10.0
 """Seconds for one call; beside a firewall that is being loaded, they wait for each other."""
 _CHAIN = re.compile(r":(CNI-(?:DN-|SN-)?[0-9a-f]{16,}) ")
@@ -75,12 +81,32 @@ def remove_chain(tool: str, name: str, sandbox: str, run: Run = run) -> bool:
         return False
     if chain.sandbox != sandbox:
         raise FailedPrecondition(f"chain {name} is for {chain.sandbox or 'nobody'} now, and was for {sandbox or 'nobody'}")
-    table = [tool, "--wait", "-t", "nat"]
+    _remove(chain, run)
+    return True
+
+
+def remove_chains_of(network: str, sandbox: str, run: Run = run) -> list[str]:
+    """Remove what the plugins of a network have made for a sandbox, also what no rule leads to; the names of the chains.
+
+    They are named by a hash of both (`FormatChainName` of containernetworking/plugins, pkg/utils).
+
+    Raises:
+        Unavailable: iptables failed.
+    """
+    code = hashlib.sha512(f"{network}{sandbox}".encode()).hexdigest()
+    names = {f"{prefix}{code}"[:_LENGTH] for prefix in _PREFIXES}
+    mine = [chain for chain in read_chains(run) if chain.name in names]
+    for chain in mine:
+        _remove(chain, run)
+    return [chain.name for chain in mine]
+
+
+def _remove(chain: Chain, run: Run) -> None:
+    table = [chain.tool, "--wait", "-t", "nat"]
     for parent, rule in chain.jumps:
         run([*table, "-D", parent, *shlex.split(rule)])
-    run([*table, "-F", name])
-    run([*table, "-X", name])
-    return True
+    run([*table, "-F", chain.name])
+    run([*table, "-X", chain.name])
 
 
 def _parse(tool: str, saved: str) -> list[Chain]:

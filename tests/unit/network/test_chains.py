@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 
 import pytest
 
 from agent.errdefs import FailedPrecondition, Unavailable
-from agent.network.chains import Chain, read_chains, remove_chain, run
+from agent.network.chains import Chain, read_chains, remove_chain, remove_chains_of, run
 
 MASQ, DNAT, ALONE = "CNI-0123456789abcdef01234567", "CNI-DN-0123456789abcdef01234", "CNI-ffffffffffffffffffffffff"
 TO_MASQ = f'-s 10.1.0.2/32 -m comment --comment "name: \\"pods\\" id: \\"s1\\"" -j {MASQ}'
@@ -72,3 +73,20 @@ def test_a_command_that_fails() -> None:
     assert run(["echo", "fine"]) == "fine\n"
     with pytest.raises(Unavailable, match="sh -c 'echo no >&2; exit 4' failed: no"):
         run(["sh", "-c", "echo no >&2; exit 4"])
+
+
+def test_those_of_a_sandbox_are_told_by_their_names_alone() -> None:
+    """Nothing leads to a chain whose plugin was killed before it had made the rule, or after it had removed it."""
+    code = hashlib.sha512(b"podss1").hexdigest()
+    mine = [f"CNI-{code}"[:28], f"CNI-DN-{code}"[:28]]
+    saved = "".join(f":{name} - [0:0]\n" for name in (*mine, ALONE, "CNI-HOSTPORT-DNAT"))
+    done: list[str] = []
+
+    def node(command: Sequence[str]) -> str:
+        if command[0].endswith("-save"):
+            return saved if command[0] == "ip6tables-save" else ""
+        done.append(" ".join(command))
+        return ""
+
+    assert remove_chains_of("pods", "s1", node) == mine
+    assert done == [f"ip6tables --wait -t nat {flag} {name}" for name in mine for flag in ("-F", "-X")]
