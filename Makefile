@@ -2,9 +2,10 @@ PYTHON := .venv/bin/python
 PYTEST := $(PYTHON) -m pytest
 
 SEEDS ?= 0:100000
+PODS ?= 250
 TABLE ?= /dev/null
 
-.PHONY: test unit e2e crash-matrix simulate lint demo image tools api install
+.PHONY: test unit e2e crash-matrix simulate audit-cost failpoints lint demo image tools api install
 
 test: unit e2e     ## everything; as root on Debian 12 or newer
 
@@ -19,6 +20,12 @@ crash-matrix: install tools ## harm at every point of every verb, with three gen
 
 simulate: install  ## random schedules on simulated nodes, from SEEDS=FROM:COUNT, on all cores; SEEDS=N shows one
 	$(PYTHON) -m tests.unit.simulation $(SEEDS)
+
+audit-cost: install ## what the daemon's audit costs in CPU time with PODS=250 real pods; fails above 1 % of a core at one a minute
+	$(PYTHON) -m tests.audit_cost $(PODS)
+
+failpoints: install ## the names of all failpoints, from the source
+	$(PYTHON) -m tests.unit.simulation.failures
 
 lint: install
 	$(PYTEST) tests/unit/test_linters.py
