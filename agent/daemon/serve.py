@@ -36,7 +36,6 @@ from agent.linux.processes import Processes
 from agent.linux.systemd import Systemd
 from agent.logs.client import LogCopier
 from agent.network import Inventory
-from agent.network.chains import remove_chains_of
 from agent.network.leases import drop_unwritten
 from agent.network.network import Network
 from agent.pods import container_events, exits, facts, recovery
@@ -160,14 +159,7 @@ async def _compose(settings: Settings, stack: AsyncExitStack, background: Superv
     stack.push_async_callback(logs.stop)
 
     template = Path(settings.cni.conf_template) if settings.cni.conf_template else None
-    network = Network(
-        processes,
-        namespaces,
-        conf_dir=settings.cni.conf_dir,
-        conf_template=template,
-        bin_dirs=settings.cni.bin_dirs,
-        remove_chains=remove_chains_of,
-    )
+    network = Network(processes, namespaces, conf_dir=settings.cni.conf_dir, conf_template=template, bin_dirs=settings.cni.bin_dirs)
     await network.start()
     await _free_addresses()
     stack.push_async_callback(ending.give, network.stop)

@@ -1,9 +1,10 @@
 """Chains that the bridge, ptp and portmap plugins make in the nat table, one or two for each attachment, and who they are for.
 
-A DEL after the network namespace or the interface in it has vanished leaves them (bridge 1.1 and 1.9), as when the one before was
-killed halfway: then `Network.delete` looks for them, and for what it doesn't find there is `orlop reap`. Their names are hashes; the
-rule that leads to one says in its comment for which container it is. Read by iptables-save, which also knows what the plugins did by
-way of nftables' iptables. Blocking; callers use a thread.
+A DEL after the network namespace or the interface in it has vanished leaves them (bridge 1.1 and 1.9): it takes the addresses that they are
+for from that interface. So a DEL that was cut off after it had removed the interface can't be made good by another one: `remove_chains_of`,
+called by `Network.delete`, does that; `orlop reap` removes what other runtimes left.
+Their names are hashes; the rule that leads to one says in its comment for which container it is. Read by
+iptables-save, which also knows what the plugins did by way of nftables' iptables. Blocking; callers use a thread.
 """
 
 from __future__ import annotations
@@ -18,12 +19,10 @@ from dataclasses import dataclass, field
 from agent.errdefs import FailedPrecondition, Unavailable
 
 TOOLS = ("iptables", "ip6tables")
-_PREFIXES = ("CNI-", "CNI-DN-", "CNI-SN-")
-"""Of bridge and ptp; of portmap, into the pod and out of it."""
-_LENGTH = 28
-"""Of a chain's name, as the plugins cut it."""
 _BUDGET = 10.0
 """Seconds for one call; beside a firewall that is being loaded, they wait for each other."""
+_MAX_NAME = 28
+"""Characters of a chain's name, as the plugins cut it."""
 _CHAIN = re.compile(r":(CNI-(?:DN-|SN-)?[0-9a-f]{16,}) ")
 _RULE = re.compile(r'-A (\S+) (.*--comment "(?:dnat |snat )?name: \\"(?:.*?)\\" id: \\"(.*?)\\"".*? -j (CNI-(?:DN-|SN-)?[0-9a-f]{16,}))')
 
@@ -86,19 +85,18 @@ def remove_chain(tool: str, name: str, sandbox: str, run: Run = run) -> bool:
 
 
 def remove_chains_of(network: str, sandbox: str, run: Run = run) -> list[str]:
-    """Remove what the plugins of a network have made for a sandbox, also what no rule leads to; the names of the chains.
+    """Remove what is left of an attachment, once its plugins have no more to do with it. Returns the names.
 
-    They are named by a hash of both (`FormatChainName` of containernetworking/plugins, pkg/utils).
+    A chain that no rule leads to any more is known by its name, which is made of `network` and `sandbox`.
 
     Raises:
         Unavailable: iptables failed.
     """
-    code = hashlib.sha512(f"{network}{sandbox}".encode()).hexdigest()
-    names = {f"{prefix}{code}"[:_LENGTH] for prefix in _PREFIXES}
-    mine = [chain for chain in read_chains(run) if chain.name in names]
-    for chain in mine:
+    names = _names(network, sandbox)
+    left = [chain for chain in read_chains(run) if chain.sandbox == sandbox or (not chain.sandbox and chain.name in names)]
+    for chain in left:
         _remove(chain, run)
-    return [chain.name for chain in mine]
+    return [f"{chain.name} of {chain.tool}" for chain in left]
 
 
 def _remove(chain: Chain, run: Run) -> None:
@@ -107,6 +105,11 @@ def _remove(chain: Chain, run: Run) -> None:
         run([*table, "-D", parent, *shlex.split(rule)])
     run([*table, "-F", chain.name])
     run([*table, "-X", chain.name])
+
+
+def _names(network: str, sandbox: str) -> set[str]:
+    digest = hashlib.sha512(f"{network}{sandbox}".encode()).hexdigest()
+    return {f"CNI-{prefix}{digest}"[:_MAX_NAME] for prefix in ("", "DN-", "SN-")}
 
 
 def _parse(tool: str, saved: str) -> list[Chain]:

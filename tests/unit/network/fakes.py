@@ -103,8 +103,8 @@ class Node:
         self.runner = FakeRunner()
         self.pins = FakePins()
         self.conf_template: Path | None = None
-        self.swept: list[tuple[str, str]] = []
-        """Networks and sandboxes whose chains were looked for."""
+        self.chains: list[str] = []
+        """Of which sandbox they were looked for."""
         self.iptables: OrlopError | None = None
         self.network = self.restarted()
 
@@ -117,15 +117,15 @@ class Node:
             conf_template=self.conf_template,
             bin_dirs=(self.bin_dir.parent / "nowhere", self.bin_dir),
             cache_dir=self.cache_dir,
-            remove_chains=self._remove_chains,
             environ={"PATH": "/usr/sbin:/usr/bin", "NOTIFY_SOCKET": "/run/systemd/notify"},
+            remove_chains=self._remove_chains,
         )
 
     def _remove_chains(self, network: str, sandbox: str) -> list[str]:
         if self.iptables is not None:
             raise self.iptables
-        self.swept.append((network, sandbox))
-        return ["CNI-1"]
+        self.chains.append(f"{network} {sandbox}")
+        return []
 
     def configure(self, content: bytes, name: str = "10-podnet.conflist") -> None:
         (self.conf_dir / name).write_bytes(content)

@@ -32,7 +32,8 @@ COMMIT
 class Node:
     """Has iptables, and no ip6tables."""
 
-    def __init__(self) -> None:
+    def __init__(self, saved: str = SAVED) -> None:
+        self.saved = saved
         self.commands: list[list[str]] = []
 
     def __call__(self, command: Sequence[str]) -> str:
@@ -42,7 +43,7 @@ class Node:
             self.commands.append(list(command))
             return ""
         assert list(command) == ["iptables-save", "-t", "nat"]
-        return SAVED
+        return self.saved
 
 
 def test_each_chain_with_its_container_and_the_rule_that_leads_to_it() -> None:
@@ -51,6 +52,20 @@ def test_each_chain_with_its_container_and_the_rule_that_leads_to_it() -> None:
         Chain("iptables", DNAT, "s1", (("CNI-HOSTPORT-DNAT", TO_DNAT),)),
         Chain("iptables", ALONE, ""),
     ]
+
+
+def test_those_of_an_attachment_are_removed_also_when_nothing_leads_to_them() -> None:
+    digest = hashlib.sha512(b"podss1").hexdigest()
+    orphan = f"CNI-SN-{digest}"[:28]
+    node = Node(SAVED.replace(ALONE, orphan))
+    assert remove_chains_of("pods", "s1", node) == [f"{name} of iptables" for name in (MASQ, DNAT, orphan)]
+    assert [command[-2:] for command in node.commands if "-X" in command] == [["-X", name] for name in (MASQ, DNAT, orphan)]
+
+
+def test_those_of_others_are_left() -> None:
+    node = Node()
+    assert remove_chains_of("pods", "s2", node) == []
+    assert node.commands == []
 
 
 def test_one_is_removed_with_that_rule() -> None:
@@ -73,20 +88,3 @@ def test_a_command_that_fails() -> None:
     assert run(["echo", "fine"]) == "fine\n"
     with pytest.raises(Unavailable, match="sh -c 'echo no >&2; exit 4' failed: no"):
         run(["sh", "-c", "echo no >&2; exit 4"])
-
-
-def test_those_of_a_sandbox_are_told_by_their_names_alone() -> None:
-    """Nothing leads to a chain whose plugin was killed before it had made the rule, or after it had removed it."""
-    code = hashlib.sha512(b"podss1").hexdigest()
-    mine = [f"CNI-{code}"[:28], f"CNI-DN-{code}"[:28]]
-    saved = "".join(f":{name} - [0:0]\n" for name in (*mine, ALONE, "CNI-HOSTPORT-DNAT"))
-    done: list[str] = []
-
-    def node(command: Sequence[str]) -> str:
-        if command[0].endswith("-save"):
-            return saved if command[0] == "ip6tables-save" else ""
-        done.append(" ".join(command))
-        return ""
-
-    assert remove_chains_of("pods", "s1", node) == mine
-    assert done == [f"ip6tables --wait -t nat {flag} {name}" for name in mine for flag in ("-F", "-X")]
