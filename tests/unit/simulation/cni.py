@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -40,8 +41,13 @@ class Network:
         (node.cni_dir / "net.d" / "10-pods.conflist").write_text(json.dumps(CONFIG))
         (self.leases / NETWORK).mkdir()
 
-    def lease_of(self, sandbox: str) -> Path | None:
-        return next((path for path in (self.leases / NETWORK).iterdir() if path.read_text().split("\n")[0] == sandbox), None)
+    def lease_of(self, sandbox: str) -> str:
+        """The address that is leased to it; empty: none."""
+        directory = f"{self.leases}/{NETWORK}"
+        for address in os.listdir(directory):
+            if _first_line(f"{directory}/{address}") == sandbox:
+                return address
+        return ""
 
     def left(self) -> list[str]:
         """What is there of anybody."""
@@ -88,7 +94,7 @@ class Network:
             return 0
         if inode is None:
             return _failure(job, "no netns")
-        taken = {path.name for path in (self.leases / NETWORK).iterdir()}
+        taken = set(os.listdir(self.leases / NETWORK))
         free = next((ip for number in range(2, _POOL) if (ip := f"10.88.0.{number}") not in taken), "")
         if not free:
             return _failure(job, "no IP addresses available in range set")
@@ -115,9 +121,8 @@ class Network:
         if plugin == "portmap":
             self.chains.discard((plugin, sandbox))
             return
-        for path in list((self.leases / NETWORK).iterdir()):
-            if path.read_text().split("\n")[0] == sandbox:
-                path.unlink()
+        while address := self.lease_of(sandbox):
+            (self.leases / NETWORK / address).unlink()
         await step()
         if inode is None:  # the chain's name is made of the address, which is read from the interface
             return
@@ -129,6 +134,14 @@ class Network:
         """Its interfaces end with it."""
         for sandbox in [sandbox for sandbox, where in self.interfaces.items() if where == inode]:
             del self.interfaces[sandbox]
+
+
+def _first_line(path: str) -> str:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        return os.read(descriptor, 100).partition(b"\n")[0].decode()
+    finally:
+        os.close(descriptor)
 
 
 def _failure(job: Job, text: str) -> int:
