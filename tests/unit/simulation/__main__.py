@@ -7,7 +7,6 @@ they can be. Exit code 1 if one failed, or if in a run of 100,000 or more someth
 from __future__ import annotations
 
 import argparse
-import gc
 import os
 import subprocess
 import sys
@@ -19,6 +18,7 @@ from itertools import islice
 from pathlib import Path
 
 from tests.unit.simulation.play import play
+from tests.unit.simulation.quick import leave_out
 from tests.unit.simulation.schedule import generate
 from tests.unit.simulation.shrink import minimal, report
 from tests.unit.simulation.tally import LONG, Tally, keep, kept, tell, together
@@ -58,7 +58,7 @@ def run_all(seeds: range, jobs: int, seconds: float, keep_in: Path | None) -> Ta
     total = together(kept(keep_in)) if keep_in else Tally()
     began = told = _real_time()
     rest = _portions(seeds, total)
-    with ProcessPoolExecutor(jobs, initializer=_prepare) as pool:
+    with ProcessPoolExecutor(jobs, initializer=leave_out) as pool:
         waiting = {pool.submit(run, portion) for portion in islice(rest, jobs + 1)}
         while waiting:
             done = next(as_completed(waiting))
@@ -81,11 +81,6 @@ def _portions(seeds: range, done: Tally) -> Iterator[range]:
     for start in range(seeds.start, seeds.stop, _AT_ONCE):
         if start not in played:
             yield range(start, min(start + _AT_ONCE, seeds.stop))
-
-
-def _prepare() -> None:
-    gc.freeze()
-    gc.set_threshold(100_000, 20, 100)  # a world is full of cycles, and ends soon
 
 
 def run(seeds: range) -> Tally:
