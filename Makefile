@@ -2,8 +2,10 @@ PYTHON := .venv/bin/python
 PYTEST := $(PYTHON) -m pytest
 
 SEEDS ?= 0:100000
+PODS ?= 250
+TABLE ?= /dev/null
 
-.PHONY: test unit e2e simulate lint demo tools api install
+.PHONY: test unit e2e crash-matrix simulate audit-cost failpoints lint demo image tools api install
 
 test: unit e2e     ## everything; as root on Debian 12 or newer
 
@@ -13,14 +15,26 @@ unit: install      ## no root needed: unit tests, simulation, linters, types, im
 e2e: install tools ## real shims, engines and CNI plugins, in namespaces that end with the run; nodes with systemd in user-mode Linux
 	tests/e2e/enter $(PYTEST) tests/e2e
 
+crash-matrix: install tools ## harm at every point of every verb, with three generations of shims: some forty minutes; writes TABLE=FILE
+	ORLOP_MATRIX_SLICE=all ORLOP_MATRIX_TABLE=$(abspath $(TABLE)) tests/e2e/enter $(PYTEST) tests/e2e/matrix
+
 simulate: install  ## random schedules on simulated nodes, from SEEDS=FROM:COUNT, on all cores; SEEDS=N shows one
 	$(PYTHON) -m tests.unit.simulation $(SEEDS)
+
+audit-cost: install ## what the daemon's audit costs in CPU time with PODS=250 real pods; fails above 1 % of a core at one a minute
+	$(PYTHON) -m tests.audit_cost $(PODS)
+
+failpoints: install ## the names of all failpoints, from the source
+	$(PYTHON) -m tests.unit.simulation.failures
 
 lint: install
 	$(PYTEST) tests/unit/test_linters.py
 
 demo: install      ## the main job end to end, shown step by step
 	$(PYTHON) -m tests.demo
+
+image: install     ## the container image of `orlop watch`, as build/orlop-watch-VERSION.tar, without a container engine
+	$(PYTHON) -m deploy.image
 
 tools: install     ## fetches the shims and engines of e2e and prints their versions
 	$(PYTHON) -m tests.e2e.toolbox

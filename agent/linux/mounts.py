@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from agent import log, metrics
 from agent.aio import in_thread, within
 from agent.errdefs import Busy, DeadlineExceeded
 from agent.linux import files, libc, mountoptions
-from agent.linux.holders import Holder, find_holders
+from agent.linux.holders import Holder, count_holders, find_holders
 from agent.linux.mountinfo import MountInfo, parse_below, parse_mountinfo
 from agent.linux.throwaway import in_own_thread
 
@@ -87,7 +87,7 @@ class Mounts:
             if error.errno != errno.EBUSY:
                 raise
             metrics.mount_busy.inc()
-            raise await self._busy(path) from error
+            raise await self._busy(await in_thread(_real, path)) from error
 
     async def unmount_all(self, path: Path) -> None:
         """Undo every mount at and below `path`, in reverse order of making. What is busy is tried again for a moment.
@@ -106,18 +106,27 @@ class Mounts:
 
     async def holders(self, path: Path) -> list[Holder]:
         """Who keeps the topmost mount at `path`, in any mount namespace. Bounded; incomplete if a process is stuck in the kernel."""
+        return await self._look_for_holders(path, lambda: _real(path))
+
+    async def _look_for_holders(self, path: Path, real: Callable[[], Path]) -> list[Holder]:
         found: list[Holder] = []
+
+        def look() -> None:
+            find_holders(real(), self._proc, found)
+
         try:
-            await within(_HOLDERS_BUDGET, in_own_thread(find_holders, _real(path), self._proc, found), f"looking for holders of {path}")
+            await within(_HOLDERS_BUDGET, in_own_thread(look), f"looking for holders of {path}")
         except DeadlineExceeded as error:
             _log.warning("the list of holders may be incomplete", mount=str(path), error=str(error))
         return list(found)
 
-    async def _busy(self, path: Path) -> Busy:
-        holders = await self.holders(path)
-        below = [str(mount.mount_point) for mount in await self.at_or_below(path) if mount.mount_point != path]
+    async def _busy(self, real: Path) -> Busy:
+        """What to say of a busy mount. `real` is as the table has it: what is above may be of a dead server, so it isn't looked up."""
+        holders = await self._look_for_holders(real, lambda: real)
+        below = [str(mount.mount_point) for mount in await in_thread(self._below, real) if mount.mount_point != real]
+        count_holders(holders, below=bool(below))
         reasons = [str(holder) for holder in holders] + [f"the mount {mount_point} below it" for mount_point in below]
-        return Busy(f"can't unmount {path}, it is held by {'; '.join(reasons) or 'nobody that is to be seen'}. It stays mounted")
+        return Busy(f"can't unmount {real}, it is held by {'; '.join(reasons) or 'nobody that is to be seen'}. It stays mounted")
 
     def _read_table(self) -> bytes:
         return files.read(f"{self._proc}/self/mountinfo")
@@ -134,14 +143,19 @@ class Mounts:
                 raise
 
     def _unmount_pass(self, path: Path) -> list[MountInfo]:
-        """Try each mount once; what is left."""
+        """Try each mount once; what is left. Not those that one hides which stays: their paths lead into that, perhaps a dead server's."""
+        stay: list[Path] = []
         for mount in reversed(self._below(path)):
+            if any(mount.mount_point.is_relative_to(over) for over in stay):
+                continue
             try:
                 libc.umount2(mount.mount_point, libc.UMOUNT_NOFOLLOW)
             except OSError as error:
                 # Nothing there: it went along with another one that it was propagated from, or a later mount hides it.
                 if error.errno != errno.EBUSY and error.errno not in _NOTHING_THERE:
                     raise
+                if error.errno == errno.EBUSY:
+                    stay.append(mount.mount_point)
         return self._below(path)
 
 

@@ -27,8 +27,9 @@ shim_delete_lies = Counter(
 )
 cgroup_cleanups = Counter("orlop_cgroup_cleanups", "Removals of a cgroup left after a container.", ["result"], registry=registry)
 mount_busy = Counter("orlop_mount_busy", "Unmounts refused with EBUSY.", registry=registry)
-runc_init_found = Counter("orlop_runc_init_found", "Leaked `runc init` processes found.", registry=registry)
-runc_init_reaped = Counter("orlop_runc_init_reaped", "Leaked `runc init` processes ended by the agent.", registry=registry)
+mount_busy_holders = Counter("orlop_mount_busy_holders", "What was found to hold busy mounts.", ["kind"], registry=registry)
+runc_init_found = Counter("orlop_runc_init_found", "Leaked `runc init` processes found.", ["stage"], registry=registry)
+runc_init_reaped = Counter("orlop_runc_init_reaped", "Leaked `runc init` processes ended by the agent.", ["stage"], registry=registry)
 
 ledger_entries = Gauge("orlop_ledger_entries", "External resources in the ledger.", ["kind", "state"], registry=registry)
 ledger_quarantined = Gauge("orlop_ledger_quarantined", "Stored records that could not be read and were set aside.", registry=registry)
@@ -37,6 +38,10 @@ oldest_pending_release = Gauge(
 )
 leaks = Gauge("orlop_leaks", "Leaked resources on the node, at the last audit.", ["kind", "owner"], registry=registry)
 leaks_found = Counter("orlop_leaks_found", "Leaked resources that were new to an audit.", ["kind", "owner"], registry=registry)
+leaks_reaped = Counter("orlop_leaks_reaped", "Leaks that the agent has released by itself.", ["kind", "owner"], registry=registry)
+leak_reap_failures = Counter(
+    "orlop_leak_reap_failures", "Attempts of the agent to release a leak that failed.", ["kind", "owner"], registry=registry
+)
 oldest_leak = Gauge("orlop_oldest_leak_seconds", "Age of the oldest leaked resource, at the last audit.", ["owner"], registry=registry)
 missing = Gauge("orlop_missing", "Resources in the ledger that are gone from the node, at the last audit.", ["kind"], registry=registry)
 unknown = Gauge("orlop_unknown", "Findings of the last audit of which it can't be told.", ["kind", "owner"], registry=registry)

@@ -211,6 +211,19 @@ class Client:
         answer: cri.ExecSyncResponse = self.runtime.ExecSync(request, timeout=CALL_BUDGET + timeout)
         return answer
 
+    def pull_image(self, name: str) -> str:
+        """PullImage; the id."""
+        answer: cri.PullImageResponse = self.images.PullImage(cri.PullImageRequest(image=cri.ImageSpec(image=name)))
+        return answer.image_ref
+
+    def remove_image(self, name: str) -> None:
+        self.images.RemoveImage(cri.RemoveImageRequest(image=cri.ImageSpec(image=name)))
+
+    def image_id(self, name: str) -> str:
+        """The id of the image that is known by `name`; "" if there is none."""
+        answer: cri.ImageStatusResponse = self.images.ImageStatus(cri.ImageStatusRequest(image=cri.ImageSpec(image=name)))
+        return answer.image.id
+
     def ledger(self) -> list[admin.Resource]:
         """Every external resource that the agent owns, or may own."""
         return list(self.admin.Ledger(admin.LedgerRequest()).resources)

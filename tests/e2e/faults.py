@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import re
 import signal
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,7 @@ from cri.api import api_pb2 as cri
 from tests.e2e.client import Client, Pod, until
 from tests.e2e.daemon import CNI_PLUGINS, Daemon
 from tests.e2e.node import NodeSnapshot, Process, processes, shims
+from tests.e2e.registry import DockerRegistry
 from tests.e2e.toolbox import PAIRS, Pair
 
 LOG_SETTINGS = 'level = "debug"\nformat = "json"'
@@ -147,6 +150,7 @@ class Rig:
         self.daemon = daemon
         self.gates = gates
         self._logs = logs
+        self._stack = ExitStack()
         self.kubelet: Client = daemon.client
         config = self.kubelet.pod_config("bystander", log_directory=self.log_directory())
         config.linux.cgroup_parent = ""  # below the agent's own, which stays once it is made
@@ -162,6 +166,13 @@ class Rig:
     def log_directory(self) -> Path:
         """A new one for a pod."""
         return Path(tempfile.mkdtemp(dir=self._logs))
+
+    @cached_property
+    def image(self) -> str:
+        """The name of an image, of two layers that are nobody else's, in a registry that serves until the end."""
+        registry = self._stack.enter_context(DockerRegistry(self._logs / "registry"))
+        registry.push_image("some/image", [{"one": b"1" * 5000}, {"two": b"2" * 5000}], "v1")
+        return f"{registry.address}/some/image:v1"
 
     def with_each_pair(self, work: Callable[[str], None]) -> None:
         """Does `work` with the handler of each pair, all at the same time: for what mostly waits."""
@@ -219,6 +230,16 @@ class Rig:
             finally:
                 self.daemon.failpoints("")
 
+    @contextmanager
+    def frozen_bystander(self) -> Iterator[None]:
+        """Inside, the bystander prints nothing: for harm to the log copier, after which lines may be there twice."""
+        [(pid, _)] = init_of(self.counter)
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            os.kill(pid, signal.SIGCONT)
+
     # ---- the check
 
     def serve(self) -> None:
@@ -249,11 +270,25 @@ class Rig:
         assert (status.state, status.network) == (cri.SANDBOX_READY, self._ips)
         assert self.kubelet.exec_sync(self.counter, "echo", "on").stdout == b"on\n"
 
+    def left_in_the_end(self) -> list[str]:
+        """What stays, for good, when a daemon serves and all but the bystander is removed."""
+        self.serve()
+        self.tidy()
+        deadline = time.monotonic() + 10
+        while (left := self.left()) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        return left
+
     def left(self) -> list[str]:
         """What there is, on the node and in the ledger, beside the bystander."""
         entries = [f"in the ledger: {entry}" for key, entry in self._owned().items() if key not in self._ledger]
-        mine = re.compile(rf"process ({self.daemon.pid} .*|.* agent\.logs\.copier .*)")  # both may have been started again
-        return entries + [thing for thing in self._node.diff() if not mine.fullmatch(thing)]
+        return entries + self.on_node()
+
+    def on_node(self) -> list[str]:
+        """What there is on the node beside the bystander; the daemon may be dead."""
+        pid = self.daemon.pid if self.daemon.runs else 0
+        mine = re.compile(rf"process ({pid} .*|.* agent\.logs\.copier .*|\d+ docker-registry .*)")  # all may have come since
+        return [thing for thing in self._node.diff() if not mine.fullmatch(thing)]
 
     def end(self) -> None:
         """Stops the counter, whose log has to be whole, and removes the bystander."""
@@ -262,6 +297,7 @@ class Rig:
         assert_counted(self.kubelet, self.counter)
         self.kubelet.stop_pod(self.pod)
         self.kubelet.remove_pod(self.pod)
+        self._stack.close()
 
     def _owned(self) -> dict[tuple[str, str], str]:
         return {(entry.kind, entry.key): f"{entry.kind} {entry.key}, {entry.state} {entry.error}" for entry in self.kubelet.ledger()}

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 
 import grpc
@@ -61,7 +59,7 @@ def test_the_log_copier_ends_in_order(rig: Rig) -> None:
 def test_the_log_copier_is_killed(rig: Rig) -> None:
     """No gap; what it had read last may be there twice. One that ends meanwhile keeps its last lines (decisions 24, 26)."""
     kubelet = rig.kubelet
-    with frozen_bystander(rig):  # nothing of its log may be read twice: the end of the module looks
+    with rig.frozen_bystander():  # nothing of its log may be read twice: the end of the module looks
         pod = kubelet.run_pod(log_directory=rig.log_directory())
         counts = kubelet.run_container(pod, ["sh", "-c", COUNTER])
         ends = kubelet.run_container(pod, ["sh", "-c", "until [ -e /tmp/go ]; do sleep 0.05; done; seq 1000; exit 9"])
@@ -77,16 +75,6 @@ def test_the_log_copier_is_killed(rig: Rig) -> None:
         assert sorted(set(found)) == list(range(max(found) + 1)), "there is a gap"
         steps_back = [index for index in range(1, len(found)) if found[index] <= found[index - 1]]
         assert len(steps_back) <= 1
-
-
-@contextmanager
-def frozen_bystander(rig: Rig) -> Iterator[None]:
-    [(pid, _)] = init_of(rig.counter)
-    os.kill(pid, signal.SIGSTOP)
-    try:
-        yield
-    finally:
-        os.kill(pid, signal.SIGCONT)
 
 
 # ---- network plugins

@@ -170,3 +170,45 @@ async def test_a_dead_file_system_is_never_asked(target: Path) -> None:
             assert await mounts.at_or_below(target) == []
     finally:
         os.close(server)  # whoever hangs on it gets ENOTCONN
+
+
+@pytest.mark.field_fault("20")
+async def test_a_mount_below_a_dead_file_system_is_told_and_not_looked_up(target: Path) -> None:
+    """The dead one is over it, so that every look at its path would hang: its table entry says all that is needed."""
+    mounts = Mounts()
+    below = target / "below"
+    below.mkdir()
+    await mounts.mount(Mount("tmpfs", "tmpfs", ()), below)
+    user = os.open(below, os.O_PATH | os.O_CLOEXEC)
+    server = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
+    try:
+        await mounts.mount(Mount("fuse", "dead", (f"fd={server}", "rootmode=40000", "user_id=0", "group_id=0")), target)
+        dead = os.open(target, os.O_PATH | os.O_CLOEXEC)
+        async with asyncio.timeout(4):  # less than the budget for holders
+            with pytest.raises(Busy, match=rf"can't unmount {target}, it is held by process {os.getpid()} "):
+                await mounts.unmount_all(target)
+            assert [mount.mount_point for mount in await mounts.at_or_below(target)] == [below, target]
+        os.close(dead)
+        async with asyncio.timeout(4):
+            with pytest.raises(Busy, match=rf"can't unmount {below}, it is held by process {os.getpid()} "):
+                await mounts.unmount_all(target)
+    finally:
+        os.close(server)
+        os.close(user)
+    await mounts.unmount_all(target)
+
+
+async def test_one_in_another_mount_namespace_that_has_a_file_of_ours_open(target: Path) -> None:
+    """It keeps our mount busy, unlike its copy of the mount; as a VM's file server does."""
+    mounts, processes = Mounts(), Processes()
+    await mounts.mount(Mount("tmpfs", "tmpfs", ()), target)
+    code = "import ctypes, os, signal, sys; os.open(sys.argv[1], os.O_RDONLY); ctypes.CDLL(None).unshare(0x20000); signal.pause()"
+    with await processes.start(Command((sys.executable, "-c", code, str(target)), Path("/"), ENV)) as holder:
+        while not any(found.namespace for found in await mounts.holders(target)):
+            await asyncio.sleep(0.02)
+        with pytest.raises(Busy, match=rf"process {holder.pid} \(.* by its fd {target}, in mount namespace mnt:\[\d+\], cgroup "):
+            await mounts.unmount_all(target)
+        holder.kill(signal.SIGKILL)
+        await holder.wait()
+    await mounts.unmount_all(target)
+    await processes.stop()

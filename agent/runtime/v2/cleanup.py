@@ -51,6 +51,7 @@ from agent import log, metrics, timeouts
 from agent.aio import KeyedLock, Supervisor
 from agent.api.runtime.task.v3.shim_pb2 import DeleteRequest, DeleteResponse, ShutdownRequest
 from agent.errdefs import Closed, DeadlineExceeded, FailedPrecondition, NotFound, OrlopError
+from agent.linux.holders import count_holders
 from agent.linux.processes import Identity
 from agent.runtime.v2 import exits, remains, shim_binary, shim_delete
 from agent.runtime.v2.bundle import Bundles
@@ -178,9 +179,11 @@ async def _without_delete(node: Node, task: Task, error: OrlopError) -> None:
         raise error
     task.ended = True
     if left.mounts:
-        holders = "; ".join(map(str, await node.mounts.holders(task.bundle.rootfs))) or "nobody that is to be seen"
+        holders = await node.mounts.holders(task.bundle.rootfs)
+        count_holders(holders)
+        by = "; ".join(map(str, holders)) or "nobody that is to be seen"
         raise PartlyReleased(
-            f"container {task.id} has no process any more, but its rootfs is busy, held by {holders}. It stays, and is tried again",
+            f"container {task.id} has no process any more, but its rootfs is busy, held by {by}. It stays, and is tried again",
             {Kind.SNAPSHOT},
         ) from error
     _log.warning("nothing is left of a container that its shim can't delete", container=task.id, error=str(error))

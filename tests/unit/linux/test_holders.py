@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 
-from agent.linux.holders import Holder, find_holders
+from agent import metrics
+from agent.linux.holders import Holder, count_holders, find_holders
 
 TARGET = Path("/run/orlop/c1/rootfs")
 HOST = f"30 1 8:1 / / rw - ext4 disk rw\n40 30 0:57 / {TARGET} rw - overlay overlay rw\n"
@@ -112,3 +114,53 @@ def test_the_sentence_names_everything(proc: Proc) -> None:
     proc.process(12, links={"cwd": str(TARGET)}, cmdline=b"")
     (holder,) = proc.holders()
     assert str(holder) == f"process 12 (sleep) by its cwd {TARGET}, cgroup /pods/p1"
+
+
+def test_one_that_opened_a_file_here_and_went_elsewhere_is_told_with_its_mount_namespace(proc: Proc) -> None:
+    """As a VM's file server does: the file keeps our mount busy, though the process has a mount namespace of its own."""
+    proc.process(20, links={"fd/3": f"{TARGET}/etc"}, namespace=2, table="91 80 8:1 / / rw - ext4 disk rw\n")
+    (holder,) = proc.holders()
+    assert (holder.pid, holder.how, holder.namespace) == (20, "fd", "mnt:[2]")
+    assert str(holder) == f"process 20 (sleep 100) by its fd {TARGET}/etc, in mount namespace mnt:[2], cgroup /pods/p1"
+
+
+@pytest.mark.parametrize(
+    "cgroup",
+    [
+        "/kubepods/burstable/pod0b5ee0e4-0001-4a1c-8a2f-00000000000a/3f",
+        "/kubepods.slice/kubepods-pod0b5ee0e4_0001_4a1c_8a2f_00000000000a.slice/cri-containerd-3f.scope",
+    ],
+    ids=["cgroupfs", "systemd"],
+)
+def test_the_pod_of_a_holder_is_named(proc: Proc, cgroup: str) -> None:
+    proc.process(12, links={"cwd": str(TARGET)})
+    (proc.root / "12/cgroup").write_text(f"0::{cgroup}\n")
+    (holder,) = proc.holders()
+    assert holder.pod == "0b5ee0e4-0001-4a1c-8a2f-00000000000a"
+    assert "process 12 (sleep 100) of pod 0b5ee0e4-0001-4a1c-8a2f-00000000000a by its cwd" in str(holder)
+
+
+def test_all_links_are_known_before_anything_is_looked_at_that_can_hang(proc: Proc) -> None:
+    """/proc/PID/cmdline is read under the lock of the process's memory, as ps knows: one that is stuck must not hide the others."""
+    for pid in (12, 13):
+        proc.process(pid, links={"cwd": str(TARGET)})
+    (proc.root / "12/cmdline").unlink()
+    os.mkfifo(proc.root / "12/cmdline")  # its reader waits for a writer
+    found: list[Holder] = []
+    search = threading.Thread(target=find_holders, args=(TARGET, proc.root, found), daemon=True)
+    search.start()
+    writer = os.open(proc.root / "12/cmdline", os.O_WRONLY)  # until somebody reads it
+    assert [(holder.pid, holder.command, holder.how) for holder in found] == [(12, "sleep", "cwd"), (13, "sleep", "cwd")]
+    os.close(writer)
+    search.join()
+    assert [holder.command for holder in found] == ["sleep", "sleep 100"]
+
+
+def test_holders_are_counted_by_kind(proc: Proc) -> None:
+    proc.process(12, links={"cwd": str(TARGET), "fd/1": str(TARGET)})
+    kinds = ("cwd", "fd", "mount", "unseen")
+    before = {kind: metrics.mount_busy_holders.labels(kind)._value.get() for kind in kinds}
+    count_holders(proc.holders(), below=True)
+    count_holders([])
+    counted = {kind: metrics.mount_busy_holders.labels(kind)._value.get() - before[kind] for kind in kinds}
+    assert counted == {"cwd": 1, "fd": 1, "mount": 1, "unseen": 1}
