@@ -166,7 +166,7 @@ class Loop(asyncio.BaseEventLoop):
             self.call_soon(_call, future, life, func, args)
         return future
 
-    def add_reader(self, fd: Any, callback: Callable[..., Any], *args: Any) -> None:
+    def add_reader(self, fd: Any, callback: Callable[..., Any], *args: Any) -> None:  # type: ignore[override]
         if (life := CURRENT.get()) is not None:
             life.readers[fd] = None
         self._readers[fd] = Handle((callback, args, copy_context()))

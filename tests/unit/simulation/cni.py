@@ -36,6 +36,7 @@ class Network:
         """Plugin and sandbox."""
         self.busy: dict[str, Job] = {}
         node.kernel.at_namespace_end = self.namespace_ended
+        node.remove_chains = self._remove_chains
         node.programs["bridge"] = self._run
         node.programs["portmap"] = self._run
         (node.cni_dir / "net.d" / "10-pods.conflist").write_text(json.dumps(CONFIG))
@@ -129,6 +130,12 @@ class Network:
         self.interfaces.pop(sandbox, None)
         await step()
         self.chains.discard((plugin, sandbox))
+
+    def _remove_chains(self, network: str, sandbox: str) -> list[str]:
+        """`agent.network.chains.remove_chains_of`."""
+        left = [chain for chain in self.chains if chain[1] == sandbox]
+        self.chains.difference_update(left)
+        return [f"chain of {plugin}" for plugin, _ in left]
 
     def namespace_ended(self, inode: int) -> None:
         """Its interfaces end with it."""

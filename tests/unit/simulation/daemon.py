@@ -251,7 +251,7 @@ class Daemon:
             bin_dirs=(node.binaries,),
             cache_dir=node.cni_dir,
             environ={},
-            remove_chains=lambda *_: [],  # nodes here have no iptables
+            remove_chains=node.remove_chains,
         )
         await network.start()
         self._ends.append(lambda: network.stop(1))

@@ -1,7 +1,7 @@
 """The disk of a simulated node, as its databases meet it: SQLite's files are in memory, outlive incarnations, and can be full.
 
-That SQLite's real files survive a `kill -9`, a power cut and damage is tried in `tests/unit/store` and in e2e; opening and syncing them here
-would take a tenth of the time.
+That SQLite's real files survive a `kill -9`, a power cut and damage is tried in `tests/unit/store` and in e2e; here, opening and syncing
+them would take a tenth of the time.
 """
 
 from __future__ import annotations
@@ -44,11 +44,12 @@ class Disk:
     @contextmanager
     def installed(self) -> Iterator[None]:
         """Stores that are opened are on this disk."""
-        store.Database = partial(SimDatabase, self)  # type: ignore[misc, assignment]
+        opened: Any = store
+        opened.Database = partial(SimDatabase, self)
         try:
             yield
         finally:
-            store.Database = Database  # type: ignore[misc]
+            opened.Database = Database
             for connection in self._files.values():
                 connection.close()
 

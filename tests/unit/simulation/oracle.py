@@ -194,9 +194,8 @@ class Oracle:
                 yield f"sandbox {record.id} is ready, but its {kind} namespace is not there (10)"
         if not os.path.isdir(record.directory):
             yield f"sandbox {record.id} is ready, but its directory is gone (10)"
-        if record.ips:
-            if self._world.network.lease_of(record.id) != record.ips[0]:
-                yield f"sandbox {record.id} is ready, but its address {record.ips[0]} isn't leased to it (10)"
+        if record.ips and self._world.network.lease_of(record.id) != record.ips[0]:
+            yield f"sandbox {record.id} is ready, but its address {record.ips[0]} isn't leased to it (10)"
         shared = f"{record.directory}/shm"
         if "ipc" in record.pins and not any(mount.text == shared for mount in self._node.kernel.mounts):
             yield f"sandbox {record.id} is ready, but its /dev/shm is not mounted (10)"
@@ -270,16 +269,12 @@ class Oracle:
         found += [f"mount {mount.path}" for mount in kernel.mounts]
         found += [f"pin {path}" for path in kernel.pins] + [f"file {path}" for path in node.netns_dir.iterdir()]
         found += [f"cgroup {path}" for path in kernel.cgroups if path not in _FURNITURE and not path.startswith("/daemon-")]
-        found += [thing for thing in world.network.left() if not self._excused(thing)]
+        found += world.network.left()
         found += [f"socket {address}" for address in world.shims.sockets]
         for directory in _EMPTY:
             with suppress(FileNotFoundError):
                 found += [f"file {path.relative_to(node.top)}" for path in (node.top / directory).iterdir()]
         return found
-
-    def _excused(self, thing: str) -> bool:
-        """Nat chains stay where somebody took the namespace away before DEL could be asked for (decisions.md 18)."""
-        return bool(self.unpinned) and thing.startswith("nat chain")
 
 
 @lru_cache(256)
