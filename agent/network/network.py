@@ -308,8 +308,11 @@ class Network:
             await self._each("delete", network, tuple(reversed(network.plugins)), call, inject, attachment.capabilities)
             if not first or not call.netns:  # what the plugins go by may be gone by now, and with it their knowledge of chains
                 await failpoints.hit("network.delete.chains")
-                if left := await in_thread(self._remove_chains, network.name, attachment.sandbox):
-                    _log.warning("chains that network plugins had left are removed", sandbox=attachment.sandbox, chains=left)
+                try:
+                    if left := await in_thread(self._remove_chains, network.name, attachment.sandbox):
+                        _log.warning("chains that network plugins had left are removed", sandbox=attachment.sandbox, chains=left)
+                except Unavailable as error:  # a kernel without ip6tables, say: the address is free and must not wait for that
+                    _log.warning("chains can't be looked for", sandbox=attachment.sandbox, error=str(error))
             await failpoints.hit("network.delete.cache")
             try:
                 await in_thread(self._cache.remove, attachment)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from agent.errdefs import OrlopError
 from agent.linux.processes import Command, Completed
 from agent.network import Network
 from cri.api import api_pb2
@@ -104,6 +105,7 @@ class Node:
         self.conf_template: Path | None = None
         self.chains: list[str] = []
         """Of which sandbox they were looked for."""
+        self.iptables: OrlopError | None = None
         self.network = self.restarted()
 
     def restarted(self) -> Network:
@@ -120,6 +122,8 @@ class Node:
         )
 
     def _remove_chains(self, network: str, sandbox: str) -> list[str]:
+        if self.iptables is not None:
+            raise self.iptables
         self.chains.append(f"{network} {sandbox}")
         return []
 

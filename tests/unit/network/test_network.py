@@ -401,6 +401,13 @@ class TestDelete:
         await node.network.delete(attachment)
         assert node.chains == []
 
+    async def test_iptables_that_fails_does_not_hold_it_up(self, node: Node) -> None:
+        attachment = await attached(node)
+        await node.network.add(attachment)
+        node.iptables = Unavailable("ip6tables-save -t nat failed: Table does not exist")
+        await node.restarted().delete(attachment)
+        assert node.cached() == [], "it is done with"
+
     async def test_a_torn_cache_does_not_hold_it_up(self, node: Node) -> None:
         attachment = await attached(node)
         await node.network.add(attachment)
