@@ -97,6 +97,10 @@ EXIT_AFTER_CGROUP_KILL = 5.0
 """From the end of all processes of a container's cgroup to the exit that its shim tells."""
 FOREIGN_LIST = 5.0
 """For another runtime to list its pods and containers, in an audit; all of its things are unknown if it doesn't."""
+AUDIT_INTERVAL = 60.0
+"""From the end of one of the daemon's audits to the next; two in a row have to find what it then releases by itself."""
+AUDIT_FIRST = 5.0
+"""From the end of recovery to the first of them: the node may be busy starting, too."""
 
 # The last lines: what comes behind them can't be shortened.
 for _entry in filter(None, os.environ.get("ORLOP_TIMEOUTS", "").split(";")):

@@ -49,7 +49,8 @@ async def audit(settings: Settings, client: Client | None, form: str, grace: flo
     `client` is one of the daemon of these `settings`; None: read its files.
     """
     try:
-        found = await find(ledger.reader(settings, client), layout.places(settings), Inventory(), grace=grace)
+        where = (ledger.reader(settings, client), layout.places(settings), Inventory())
+        found = await find(*where, remembered=ledger.remembered(settings, client), grace=grace)
     except (OSError, OrlopError) as error:
         return _cannot_look(f"the node could not be audited: {error}", form)
     if form == "npd":

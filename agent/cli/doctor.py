@@ -66,6 +66,7 @@ async def _all(settings: Settings, client: Client) -> AsyncIterator[Finding]:
     await network.refresh()
     status = network.status()
     yield Finding("network", "ok" if status.ready else "bad", status.message or f"configuration in {settings.cni.conf_dir}")
+    yield _leaks(settings)
     yield await _daemon(client)
 
 
@@ -124,6 +125,12 @@ async def _engine(check: str, engine: str, processes: Processes) -> Finding:
     return _verdict(
         check, done.returncode == 0 and bool(first), f"engine {engine}: {' '.join(first)}", f"engine {engine} ended with {done.returncode}"
     )
+
+
+def _leaks(settings: Settings) -> Finding:
+    if settings.leaks.reap:
+        return Finding("leaks", "ok", "the daemon releases its own leaks by itself")
+    return Finding("leaks", "limited", "[leaks] reap is false: the daemon tells of its leaks, and `orlop reap` has to release them")
 
 
 async def _daemon(client: Client) -> Finding:

@@ -39,7 +39,7 @@ async def run(settings: Settings, client: Client | None, wanted: str, form: str,
     read = await read_ledger()
     node = await in_thread(lambda: Node.take(places, served=read.served, now=time.time()))
     subject = await _subject(wanted, read, node, client)
-    findings = await find(read_ledger, places, Inventory())
+    findings = await find(read_ledger, places, Inventory(), remembered=ledger.remembered(settings, client))
     explanation = await explain(subject, read.resources, findings, node, mounts or Mounts())
     timeline = await _timeline(settings, client, subject)
     if form == "json":

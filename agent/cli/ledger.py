@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from agent.config.settings import Settings, load
 from agent.errdefs import DataLoss, InvalidArgument, Unavailable
 from agent.leaks import LedgerRead, ReadLedger
+from agent.leaks.owned import Remembered
 from agent.store.ledger import Entry, Kind, Resource, State
 from agent.store.store import Store
 from cri.api import admin_pb2
@@ -52,8 +53,17 @@ def reader(settings: Settings, client: Client | None) -> ReadLedger:
     return read
 
 
+def remembered(settings: Settings, client: Client | None) -> Remembered:
+    """Which things bear nobody's name and were once in this ledger, as the daemon or its files tell."""
+
+    async def ask(names: Collection[str]) -> Collection[str]:
+        return [name for name in names if await history(settings, client, name)]
+
+    return ask
+
+
 async def history(settings: Settings, client: Client | None, identifier: str) -> Sequence[Entry]:
-    """What happened to the resources of a sandbox or container, oldest first.
+    """What happened to the resources of a sandbox or container, or to what has this key; oldest first.
 
     Raises:
         OrlopError: neither the daemon nor its files can tell.
@@ -67,7 +77,7 @@ async def history(settings: Settings, client: Client | None, identifier: str) ->
             return [Entry(one.time, one.kind, one.key, "", one.container, one.state, one.detail) for one in answer.transitions]
     store = await Store.open_read_only(settings.state_dir, settings.root_dir)
     try:
-        return await store.ledger.history(sandbox=identifier, container=identifier)
+        return await store.ledger.history(sandbox=identifier, container=identifier, key=identifier)
     finally:
         await store.close()
 

@@ -17,6 +17,7 @@ from agent.cli import ledger, output
 from agent.cli.audit import row
 from agent.config.settings import Settings
 from agent.daemon import layout
+from agent.daemon.reaping import Plugins
 from agent.errdefs import OrlopError
 from agent.leaks import Finding
 from agent.leaks import audit as find
@@ -26,8 +27,6 @@ from agent.linux.mounts import Mounts
 from agent.linux.namespaces import Namespaces
 from agent.linux.processes import Processes
 from agent.network import Inventory, Network
-from agent.network.chains import remove_chain
-from agent.network.inventory import cached_attachment
 from cri.client import Client
 
 RELEASED, LEFT, CANNOT_LOOK = 0, 1, 2
@@ -69,7 +68,8 @@ async def reap(settings: Settings, client: Client | None, reaper: Reaper, wish: 
     `agreed` asks the user a question, about the things of one other owner.
     """
     try:
-        found = await find(ledger.reader(settings, client), layout.places(settings), Inventory(), grace=wish.grace)
+        where = (ledger.reader(settings, client), layout.places(settings), Inventory())
+        found = await find(*where, remembered=ledger.remembered(settings, client), grace=wish.grace)
     except (OSError, OrlopError) as error:
         click.echo(f"orlop: the node could not be audited, nothing was released: {error}", err=True)
         return CANNOT_LOOK
@@ -124,17 +124,4 @@ async def reaper_of(settings: Settings) -> AsyncIterator[Reaper]:
         network = Network(processes, namespaces, conf_dir=settings.cni.conf_dir, bin_dirs=settings.cni.bin_dirs)
         stack.push_async_callback(network.stop, 0)
 
-        yield Reaper(processes, Cgroups(), Mounts(), namespaces, _Plugins(network))
-
-
-@dataclass(frozen=True)
-class _Plugins:
-    """`agent.leaks.reap.Plugins`."""
-
-    network: Network
-
-    async def detach(self, file: Path) -> None:
-        await self.network.delete(await in_thread(cached_attachment, file))
-
-    async def remove_chain(self, tool: str, name: str, sandbox: str) -> bool:
-        return await in_thread(remove_chain, tool, name, sandbox)
+        yield Reaper(processes, Cgroups(), Mounts(), namespaces, Plugins(network))

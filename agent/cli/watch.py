@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from functools import partial
 from pathlib import Path
 
@@ -32,7 +32,8 @@ def run(config: Path, socket: str, address: str | None, interval: float, grace: 
 
 
 async def _audits(settings: Settings, grace: float, pauses: Iterable[float]) -> None:
-    await leaks.watch(partial(read, settings), layout.places(settings), Inventory(), pauses=pauses, grace=grace)
+    where = (partial(read, settings), layout.places(settings), Inventory())
+    await leaks.watch(*where, pauses=pauses, remembered=partial(_remembered, settings), grace=grace)
 
 
 async def read(settings: Settings) -> LedgerRead:
@@ -44,3 +45,8 @@ async def read(settings: Settings) -> LedgerRead:
     # A client for each time: one that stays would wait longer and longer before it looks again whether anybody listens.
     async with Client(str(settings.socket)) as client:
         return await ledger.reader(settings, client)()
+
+
+async def _remembered(settings: Settings, names: Collection[str]) -> Collection[str]:
+    async with Client(str(settings.socket)) as client:
+        return await ledger.remembered(settings, client)(names)

@@ -119,6 +119,15 @@ class Registry:
 
 
 @dataclass(frozen=True)
+class Leaks:
+    """Table `[leaks]`: what the daemon does about what its audits find."""
+
+    reap: bool = True
+    """Whether it releases by itself what is leaked and certainly its own, once two audits in a row have found it. false: it only tells,
+    in metrics and log, and `orlop reap` releases. What is another runtime's, or can't be told whose, it never touches."""
+
+
+@dataclass(frozen=True)
 class Settings:
     """The top level. Paths are absolute."""
 
@@ -156,6 +165,7 @@ class Settings:
     cni: CNI = field(default_factory=CNI)
     log: Log = field(default_factory=Log)
     registry: Registry = field(default_factory=Registry)
+    leaks: Leaks = field(default_factory=Leaks)
     runtimes: dict[str, RuntimeHandler] = field(default_factory=dict, metadata={"check": _handler_names})
     """Tables `[runtimes.NAME]`: runtime handlers, by the name that a RuntimeClass gives as its `handler`; the keys are those of
     `agent.config.handlers.RuntimeHandler`. `load` puts them over the handlers for the engines in PATH, and leaves all here."""

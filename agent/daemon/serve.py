@@ -14,19 +14,21 @@ import signal
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, suppress
+from itertools import chain, repeat
 from pathlib import Path
 
 from agent import leaks, log, timeouts
 from agent.aio import Supervisor, in_thread, loopguard
 from agent.config.settings import Settings
 from agent.content.store import ContentStore
-from agent.daemon import health, layout, releasers
+from agent.daemon import health, layout, reaping, releasers
 from agent.daemon.ending import Ending
 from agent.daemon.incarnation import Incarnation
 from agent.daemon.notify import notify
 from agent.errdefs import OrlopError
 from agent.events import Exchange
 from agent.images.service import ImageService
+from agent.leaks.reap import Reaper
 from agent.linux.cgroups import Cgroups
 from agent.linux.mounts import Mounts
 from agent.linux.namespaces import Namespaces
@@ -74,8 +76,8 @@ async def serve(settings: Settings) -> None:
     async with AsyncExitStack() as stack:
         background = Supervisor("daemon")
         ending = Ending()
-        pods = await _compose(settings, stack, background, ending)
         recovered = asyncio.Event()
+        pods = await _compose(settings, stack, background, ending, recovered)
         edge = Edge(settings.socket, services.verbs(pods, recovered))
         await edge.start()
         stack.push_async_callback(ending.give, edge.stop, timeouts.EDGE_STOP)
@@ -109,8 +111,8 @@ async def _recover(pods: Pods, recovered: asyncio.Event, background: Supervisor)
     _log.info("recovered", sandboxes=len(pods.registry.sandboxes), seconds=round(time.monotonic() - started, 3))
 
 
-async def _compose(settings: Settings, stack: AsyncExitStack, background: Supervisor, ending: Ending) -> Pods:
-    """Make all parts; what needs an end is put on `stack` right after its making."""
+async def _compose(settings: Settings, stack: AsyncExitStack, background: Supervisor, ending: Ending, recovered: asyncio.Event) -> Pods:
+    """Make all parts; what needs an end is put on `stack` right after its making. Audits begin when it is `recovered`."""
     asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(_THREADS, "orlop"))
     descriptors = resource.getrlimit(resource.RLIMIT_NOFILE)[1]  # two per container, and a shim's connection and pidfd per pod
     resource.setrlimit(resource.RLIMIT_NOFILE, (descriptors, descriptors))
@@ -121,6 +123,7 @@ async def _compose(settings: Settings, stack: AsyncExitStack, background: Superv
     stack.push_async_callback(processes.stop)
     incarnation = Incarnation(processes, settings.state_dir)
     await incarnation.begin()
+    await reaping.look_for_loss(store, processes, layout.runtime_config(settings).address)
     stack.push_async_callback(incarnation.end)
     stack.push_async_callback(_remove_cgroups, store.ledger, cgroups, systemd, settings)
     if (unit := posixpath.basename(settings.shim_cgroup)).endswith(".service"):
@@ -207,7 +210,8 @@ async def _compose(settings: Settings, stack: AsyncExitStack, background: Superv
     background.start(exits.watch(pods, subscription), name="exits")
     background.start(health.watch_lag(), name="loop lag")
     background.start(health.watch_pins(pods), name="pins")
-    background.start(leaks.watch(_ledger_reader(store), layout.places(settings), Inventory()), name="audit")
+    reaper = Reaper(processes, cgroups, mounts, namespaces, reaping.Plugins(network))
+    background.start(_audit(settings, store, reaper, recovered), name="audit")
 
     metrics_server = MetricsServer(settings.metrics_address)
     await metrics_server.start()
@@ -222,6 +226,19 @@ async def _free_addresses() -> None:
             _log.warning("an address that was leased to nobody is free again", network=lease.network, address=lease.ip)
     except OSError as error:
         _log.warning("leases of addresses can't be looked at", error=str(error))
+
+
+async def _audit(settings: Settings, store: Store, reaper: Reaper, recovered: asyncio.Event) -> None:
+    """Until it is cancelled; what is found that is ours is released, unless the settings say otherwise."""
+    await recovered.wait()
+    await leaks.watch(
+        _ledger_reader(store),
+        layout.places(settings),
+        Inventory(),
+        pauses=chain([min(timeouts.AUDIT_FIRST, timeouts.AUDIT_INTERVAL)], repeat(timeouts.AUDIT_INTERVAL)),
+        remembered=reaping.remembered(store.ledger),
+        release=reaping.own_leaks(store, reaper) if settings.leaks.reap else None,
+    )
 
 
 def _ledger_reader(store: Store) -> leaks.ReadLedger:

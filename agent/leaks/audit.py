@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
+from contextlib import suppress
+from dataclasses import replace
 
 from agent import metrics
 from agent.aio import in_thread
@@ -34,7 +36,7 @@ from agent.leaks.finding import OWNERS, Finding, State, Thing
 from agent.leaks.foreign import Answer, Foreign
 from agent.leaks.look import GRACE, Detector, Look, Network
 from agent.leaks.node import Node
-from agent.leaks.owned import LedgerRead, Owned
+from agent.leaks.owned import LedgerRead, Owned, Remembered, nothing_remembered
 from agent.leaks.owners import NAMESPACE, Runtime
 from agent.leaks.places import Places
 
@@ -71,6 +73,7 @@ async def audit(
     network: Network,
     *,
     ask: Ask = foreign.ask,
+    remembered: Remembered = nothing_remembered,
     grace: float = GRACE,
     settle: float = SETTLE,
     sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
@@ -78,7 +81,8 @@ async def audit(
 ) -> list[Finding]:
     """Find what is not as the ledger says, and as other runtimes on the node say; set the gauges.
 
-    Only reads, in a thread. `grace`: what could be another runtime's and is younger, in seconds, is not judged.
+    Only reads, in a thread. `remembered` tells which of what bears nobody's name was ours. `grace`: what could be another runtime's and is
+    younger, in seconds, is not judged.
 
     Raises:
         OSError: /proc or the cgroup file system can't be read.
@@ -97,8 +101,19 @@ async def audit(
         await sleep(settle)
         seen = {finding.key for finding in found}
         found = [finding for finding in await look() if finding.key in seen or finding.state is State.PENDING]
+    found = await _attributed(found, remembered)
     _count(found, clock())
     return found
+
+
+async def _attributed(found: list[Finding], remembered: Remembered) -> list[Finding]:
+    """Addresses, namespaces and the like look the same whoever made them; but what the ledger once had was made by us."""
+    nobodys = {finding.once for finding in found if finding.once and finding.owner == "unknown" and finding.state is State.LEAKED}
+    ours: Collection[str] = ()
+    if nobodys:
+        with suppress(OrlopError):  # then they stay nobody's
+            ours = await remembered(nobodys)
+    return [replace(one, owner="orlop") if one.owner == "unknown" and one.once in ours else one for one in found]
 
 
 def _foreign(node: Node, answers: Sequence[Answer]) -> Foreign:
@@ -135,7 +150,7 @@ def _count(found: Sequence[Finding], now: float) -> None:
     for thing in Thing:
         metrics.missing.labels(thing.value).set(sum(finding.kind is thing and finding.state is State.MISSING for finding in found))
         for owner in OWNERS:
-            metrics.leaks.labels(thing.value, owner).set(sum((finding.kind, finding.owner) == (thing, owner) for finding in leaked))
-    for owner in OWNERS:
-        ages = [now - finding.since for finding in leaked if finding.owner == owner and finding.since is not None]
-        metrics.oldest_leak.labels(owner).set(max(ages, default=0))
+            these = [finding for finding in leaked if (finding.kind, finding.owner) == (thing, owner)]
+            metrics.leaks.labels(thing.value, owner).set(len(these))
+            ages = [now - finding.since for finding in these if finding.since is not None]
+            metrics.oldest_leak.labels(thing.value, owner).set(max(ages, default=0))

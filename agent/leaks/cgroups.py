@@ -30,7 +30,8 @@ def find(look: Look) -> Iterator[Finding]:
     if not look.node.another_orlop:  # whose settings may name the same cgroups
         yield from _shims(look)
         yield from _pods(look)
-    yield from _containers(look)
+    containers = _containers(look)
+    yield from judged(look, containers) if look.beside_others else (suspect.finding for suspect in containers)
     yield from judged(look, _foreign(look))
 
 
@@ -43,7 +44,7 @@ def container_in(name: str) -> str:
 def _shims(look: Look) -> Iterator[Finding]:
     """The leaves that shims live in: the directory above them is the agent's alone."""
     for name, directory in sorted(look.node.cgroups_in(look.places.shim_cgroup).items()):
-        if name != _COPIER and name not in look.owned.bundles:
+        if name != _COPIER and ID.fullmatch(name) and name not in look.owned.bundles:
             path = f"{look.places.shim_cgroup.rstrip('/')}/{name}"
             yield _finding(look, path, directory, "the cgroup of a shim that the ledger doesn't have")
 
@@ -57,14 +58,20 @@ def _pods(look: Look) -> Iterator[Finding]:
             yield _finding(look, path, directory, "the cgroup of a pod that the ledger doesn't have")
 
 
-def _containers(look: Look) -> Iterator[Finding]:
-    """In the cgroups of pods that the ledger has. A container's is named by its id, whatever stands around that."""
+def _containers(look: Look) -> Iterator[Suspect]:
+    """In the cgroups of pods that the ledger has. A container's is named by its id, whatever stands around that.
+
+    What is above it need not be ours alone: clients of two runtimes may name the same cgroup parent.
+    """
     containers = look.owned.keys(Kind.TASK)
     for parent in sorted(look.owned.cgroup_parents):
         for name, directory in sorted(look.node.cgroups_in(parent).items()):
             if (found := ID.search(name)) and found[0] not in containers and not _POD.fullmatch(name):
                 why = f"the cgroup of container {found[0]}, which the ledger doesn't have, in a pod that it has"
-                yield _finding(look, f"{parent}/{name}", directory, why)
+                owner = of_cgroup(name)
+                if owner == "unknown" and not look.beside_others:
+                    owner = "orlop"
+                yield Suspect(replace(_finding(look, f"{parent}/{name}", directory, why, owner), once=found[0]), found[0])
 
 
 def _foreign(look: Look) -> Iterator[Suspect]:

@@ -42,5 +42,6 @@ def _chains(look: Look) -> Iterator[Suspect]:
                 identity=chain.sandbox,
                 pins="an address that the next pod gets: its traffic follows these rules",
                 targets=(ChainTarget(chain.tool, chain.name, chain.sandbox),),
+                once=chain.sandbox,
             )
             yield Suspect(finding, chain.sandbox, ageless=True)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from agent.leaks.finding import Finding, State, Thing
 from agent.leaks.look import Look
+from agent.leaks.owners import KEY
 from agent.leaks.paths import entries, file_target, modified
 from agent.leaks.places import Places
 from agent.store.ledger import Kind
@@ -38,7 +39,7 @@ class Place:
                 yield Finding(
                     self.kind,
                     str(path),
-                    "orlop",
+                    "orlop" if KEY.fullmatch(path.name) else "unknown",  # a lost+found, or what an operator keeps there
                     State.LEAKED,
                     self.why,
                     self.releases,

@@ -74,6 +74,10 @@ class Finding:
     """What can't be released before it is."""
     targets: tuple[Target, ...] = ()
     """What `reap` acts upon, in this order; nothing: that is not its business, or it can't."""
+    stage: str = ""
+    """How far a leaked init had got; see `agent.linux.procfs.init_stage`."""
+    once: str = ""
+    """The sandbox, container or path by which the ledger's journal has it if it was ours: it then is, though it bears nobody's name."""
 
     @property
     def sure(self) -> Sure:

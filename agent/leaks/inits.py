@@ -9,6 +9,7 @@ a container that another runtime has may have been created and not started, unle
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from agent.leaks.cgroups import container_in
@@ -20,7 +21,7 @@ from agent.leaks.owners import ID, NAMESPACE, Runtime, of_cgroup
 from agent.leaks.paths import cgroup_target
 from agent.leaks.suspects import Suspect, judged
 from agent.leaks.targets import CgroupTarget
-from agent.linux.procfs import ProcessInfo
+from agent.linux.procfs import ProcessInfo, init_stage
 from agent.store.ledger import Kind, Resource
 from agent.store.ledger import State as EntryState
 
@@ -46,32 +47,36 @@ def find(look: Look) -> Iterator[Finding]:
         if not waits(process):
             continue
         try:
-            container = _container(look, process)
+            container, certain = _container(look, process)
         except OSError as error:
             yield _finding(look, process, "unknown", State.UNKNOWN, f"its descriptors can't be read, so whose it is can't be told: {error}")
             continue
-        if container:
+        if container and (certain or not look.beside_others or look.owned.has(Kind.TASK, container)):
             yield from _judge(look, process, container)
+        elif container:
+            why = f"an init of container {container}, which neither the ledger nor another runtime has: nobody is going to start it"
+            suspects.append(Suspect(replace(_finding(look, process, "unknown", State.LEAKED, why), once=container), container))
         else:
             suspects += _foreign(look, process)
     yield from judged(look, suspects)
 
 
-def _container(look: Look, process: ProcessInfo) -> str:
-    """The container of ours that it is to become; empty: it is somebody else's. Raises OSError."""
+def _container(look: Look, process: ProcessInfo) -> tuple[str, bool]:
+    """The container of ours that it is to become, and whether that is certain; empty: it is somebody else's. Raises OSError."""
     for cgroup in process.cgroups.values():
         if container := look.owned.container_cgroups.get(cgroup):
-            return container
+            return container, True
     for path in map(Path, look.node.links(process.pid)):
         if path.name == FIFO and path.parent.parent == look.places.engine_state:
-            return path.parent.name
-    # It may not have got that far. Then it is ours in a pod of ours; crun may be at any other work there.
+            return path.parent.name, True
+    # It may not have got that far. Then it is ours in a pod of ours, unless the client of another runtime has put its pods there, too;
+    # crun may be at any other work there.
     if process.comm != "crun":
         for cgroup in process.cgroups.values():
             parent, _, name = cgroup.rpartition("/")
-            if parent in look.owned.cgroup_parents:
-                return container_in(name)
-    return ""
+            if parent in look.owned.cgroup_parents and of_cgroup(name) == "unknown":
+                return container_in(name), False
+    return "", False
 
 
 def _judge(look: Look, process: ProcessInfo, container: str) -> Iterator[Finding]:
@@ -157,6 +162,7 @@ def _finding(look: Look, process: ProcessInfo, owner: Owner, state: State, why: 
         releases=_RELEASES,
         since=look.node.started(process),
         identity=str(process.start_time),
+        stage=init_stage(process.comm),
         pins=f"the cgroup {longest_cgroup(process)}, which pins its pod's, and the rootfs in its mount namespace",
         targets=(*target(process), *_own_cgroup(look, process)),
     )

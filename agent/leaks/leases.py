@@ -59,4 +59,5 @@ def _finding(what: str, why: str, pins: str, path: Path, sandbox: str) -> Findin
         identity=sandbox,
         pins=pins,
         targets=file_target(path),
+        once=sandbox,
     )

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from agent.leaks.finding import Finding, State, Thing
 from agent.leaks.look import Look
-from agent.leaks.owners import CRI, ID, NAMESPACE, TASKS, Runtime
+from agent.leaks.owners import CRI, ID, KEY, NAMESPACE, TASKS, Runtime
 from agent.leaks.paths import modified
 from agent.leaks.suspects import Suspect, judged
 from agent.leaks.targets import MountTarget
@@ -35,6 +35,7 @@ def _ours(look: Look) -> Iterator[Finding]:
     operators = {_real(path) for path in furniture}  # who may put any of these on a disk of its own
     pins = {_real(places.pins), _real(places.netns_dir)}  # `pins` looks there
     bundles = _real(places.bundles)
+    named = {_real(path) for path in (places.bundles, places.work_dirs, places.sandboxes, places.snapshots, places.unpacks, places.fifos)}
     shared_memory = {_real(Path(key)) for key in look.owned.keys(Kind.SHM)}
     for mount in look.node.mounts:
         path = mount.mount_point
@@ -47,7 +48,8 @@ def _ours(look: Look) -> Iterator[Finding]:
         yield Finding(
             kind=Thing.MOUNT,
             what=str(path),
-            owner="orlop",
+            # Within a directory of a thing of ours nobody else has any business; elsewhere it may be an operator's.
+            owner="orlop" if any(parent.parent in named and KEY.fullmatch(parent.name) for parent in (path, *path.parents)) else "unknown",
             state=State.LEAKED,
             why=f"a mount ({mount.fstype} of {mount.source}) below the agent's own directories, {what}",
             releases=_RELEASES,

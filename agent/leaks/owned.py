@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -17,6 +17,15 @@ class LedgerRead:
     resources: Sequence[Resource]
     served: bool
     """By a running daemon, whose process is then not taken for another agent's; else it comes from the files of one that is down."""
+
+
+Remembered = Callable[[Collection[str]], Awaitable[Collection[str]]]
+"""Which of these sandboxes, containers and keys the ledger once had, as its journal tells. Raises OrlopError."""
+
+
+async def nothing_remembered(_: Collection[str]) -> Collection[str]:
+    """Where there is no journal to ask."""
+    return ()
 
 
 class Owned:

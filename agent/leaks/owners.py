@@ -23,6 +23,8 @@ NAMESPACE = "k8s.io"
 """What the CRI of a containerd lists is in this one."""
 ID = re.compile(r"[0-9a-f]{64}")
 """What CRI runtimes call sandboxes and containers."""
+KEY = re.compile(r"\.?[0-9a-f]{16,64}")
+"""What we call directories of things that the ledger has; with a dot before it, one that is on its way out."""
 _CGROUPS: tuple[tuple[str, Owner], ...] = (("cri-containerd-", "containerd"), ("crio-", "cri-o"), ("docker-", "docker"))
 """Beginnings of the names of systemd scopes."""
 

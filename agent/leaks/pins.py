@@ -14,12 +14,15 @@ from agent.errdefs import Unavailable
 from agent.leaks.finding import Finding, State, Thing
 from agent.leaks.look import Look
 from agent.leaks.node import INIT, Node
+from agent.leaks.owners import ID
 from agent.leaks.paths import entries, modified
 from agent.leaks.suspects import Suspect, judged
 from agent.leaks.targets import PinTarget
 from agent.store.ledger import Kind
 
 _OURS = re.compile(r"cni-.*")
+_NAMED = re.compile(rf"{ID.pattern}-(ipc|uts)")
+"""As the agent names pins of its own."""
 _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 """CRI-O's."""
 
@@ -32,7 +35,7 @@ def find(look: Look) -> Iterator[Finding]:
             yield Finding(
                 kind=Thing.IPCNS if path.name.endswith("-ipc") else Thing.UTSNS,
                 what=str(path),
-                owner="orlop",
+                owner="orlop" if _NAMED.fullmatch(path.name) else "unknown",
                 state=State.LEAKED,
                 why="a namespace pin in the agent's own directory that no ledger entry owns",
                 releases="umount and unlink of the pin",
@@ -74,6 +77,7 @@ def _network(look: Look) -> Iterator[Suspect]:
             identity=str(found),
             pins="the network namespace, and with it its interfaces and addresses",
             targets=(PinTarget(path, found),),
+            once=str(path),
         )
         yield Suspect(finding, sandbox)
 

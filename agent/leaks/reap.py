@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol, assert_never
 
-from agent import log
+from agent import failpoints, log
 from agent.aio import in_thread, within
 from agent.errdefs import Busy, DeadlineExceeded, FailedPrecondition, OrlopError
 from agent.leaks.finding import Finding, State, Thing
@@ -98,6 +98,7 @@ class Reaper:
         for target in finding.targets:
             what = _named(target)
             try:
+                await failpoints.hit("leaks.reap.act")
                 outcome: Outcome = "released" if await self._release(target) else "gone"
                 step = Step(finding, what, outcome)
             except FailedPrecondition as error:

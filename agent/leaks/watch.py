@@ -6,7 +6,6 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from functools import partial
-from itertools import repeat
 
 from agent import log, metrics
 from agent.errdefs import OrlopError
@@ -14,10 +13,13 @@ from agent.leaks import foreign
 from agent.leaks.audit import Ask, ReadLedger, audit
 from agent.leaks.finding import OWNERS, Finding, State, Thing
 from agent.leaks.look import GRACE, Network
+from agent.leaks.owned import Remembered, nothing_remembered
 from agent.leaks.places import Places
 
 _log = log.get("leaks")
-INTERVAL = 60.0
+
+Release = Callable[[Sequence[Finding]], Awaitable[None]]
+"""`agent.leaks.own.OwnLeaks`: gets what each audit found, and nothing after one that failed. Raises OrlopError."""
 
 Known = Mapping[object, Finding]
 """By `_key`."""
@@ -28,24 +30,28 @@ async def watch(
     places: Places,
     network: Network,
     *,
-    pauses: Iterable[float] = repeat(INTERVAL),
+    pauses: Iterable[float],
     grace: float = GRACE,
     ask: Ask = foreign.ask,
+    remembered: Remembered = nothing_remembered,
+    release: Release | None = None,
     sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
     clock: Callable[[], float] = time.time,
 ) -> None:
-    """Audit once after each of `pauses`, in seconds; by default the first time after one, since a start is still clearing up until then.
+    """Audit once after each of `pauses`, in seconds.
 
     Ends with `pauses`, or by cancellation. What a single audit can't look at ends it never.
     """
     known: Known = {}
     problem = ""
-    look = partial(audit, ledger, places, network, ask=ask, grace=grace, sleep=sleep, clock=clock)
+    look = partial(audit, ledger, places, network, ask=ask, remembered=remembered, grace=grace, sleep=sleep, clock=clock)
     for pause in pauses:
         await sleep(pause)
         try:
             found = await look()
         except (OSError, OrlopError) as error:
+            if release is not None:
+                await release(())
             metrics.audits.labels("failed").inc()
             if str(error) != problem:
                 problem = str(error)
@@ -54,6 +60,11 @@ async def watch(
         problem = ""
         _count(found, clock())
         known = _tell(found, known)
+        if release is not None:
+            try:
+                await release(found)
+            except OrlopError as error:
+                _log.warning("leaks are not released by the agent itself", reason=str(error))
 
 
 def _count(found: Sequence[Finding], now: float) -> None:
@@ -93,5 +104,5 @@ def _report(finding: Finding) -> None:
     if finding.state is State.LEAKED:
         metrics.leaks_found.labels(finding.kind.value, finding.owner).inc()
         if finding.kind is Thing.RUNC_INIT:
-            metrics.runc_init_found.inc()
+            metrics.runc_init_found.labels(finding.stage).inc()
     _log.warning(f"audit: {finding.state}", **finding.to_json() | {"kind": finding.kind.value, "state": finding.state.value})

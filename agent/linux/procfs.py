@@ -46,6 +46,9 @@ class Stat:
     start_time: int
 
 
+_STAGES = {"runc:[0:PARENT]": "parent", "runc:[1:CHILD]": "child", "runc:[2:INIT]": "init"}
+
+
 def parse_stat(data: bytes) -> Stat:
     """/proc/PID/stat (proc(5)). The name may hold spaces and parentheses: it ends at the last one.
 
@@ -73,6 +76,11 @@ def scan(proc: Path) -> Iterator[ProcessInfo]:
             arguments = files.read(f"{proc}/{pid}/cmdline")
             cgroups = cgroupfs.parse_membership(files.read(f"{proc}/{pid}/cgroup"))
             yield ProcessInfo(pid, stat.ppid, stat.comm, split_arguments(arguments), stat.state, stat.start_time, cgroups)
+
+
+def init_stage(comm: str) -> str:
+    """How far the process has got that is to become a container's, by the name that runc gives it (libcontainer's nsexec.c)."""
+    return _STAGES.get(comm, "crun" if comm == "crun" else "unknown")
 
 
 def printable(text: str) -> str:

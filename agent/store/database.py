@@ -258,12 +258,15 @@ class Database:
         return connection
 
     def _set_aside(self) -> Path:
-        aside = self.path.with_name(f"{self.path.name}.corrupt-{self._clock():.3f}")
+        aside = self._aside()
         for source, target in ((self.path, aside), (_wal(self.path), _wal(aside))):
             # An empty log is the one that this connection has just begun.
             if source.exists() and source.stat().st_size:
                 shutil.copy(source, target)
         return aside
+
+    def _aside(self) -> Path:
+        return self.path.with_name(f"{self.path.name}.corrupt-{self._clock():.3f}")
 
     def _replace(self, aside: Path, reason: str) -> None:
         """Put a new file in place of the corrupt one, with what can be read of it. It changes nothing, or all at once."""
@@ -277,6 +280,12 @@ class Database:
         fresh.replace(self.path)
         metrics.ledger_quarantined.inc()
         _log.error("a store file was corrupt: a new one is begun", path=str(self.path), aside=str(aside), error=reason, rows_saved=saved)
+
+    def doubt(self) -> Path:
+        """Make an empty file where a copy would be if this one were corrupt. Blocks: for a thread."""
+        marker = self._aside()
+        marker.touch()
+        return marker
 
     def corrupt_files(self) -> list[Path]:
         """Copies of corrupt files that an operator has not looked at and removed yet. Blocks: for a thread."""

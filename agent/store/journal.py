@@ -7,6 +7,7 @@ and "leaks over time".
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -60,12 +61,25 @@ def prune(connection: sqlite3.Connection, now: float) -> None:
     connection.execute("DELETE FROM journal WHERE id < ?", (keep_from,))
 
 
+def known(connection: sqlite3.Connection, after: int, names: Sequence[str], limit: int) -> tuple[int, set[str]]:
+    """Which of `names` are a sandbox, a container or a key in the `limit` rows after id `after`; pages as `page`'s."""
+    end = _end_of_page(connection, after, limit)
+    if end is None:
+        return 0, set()
+    found: set[str] = set()
+    marks = ", ".join("?" * len(names))
+    for column in ("sandbox", "container", "key"):
+        query = f"SELECT DISTINCT {column} FROM journal WHERE id > ? AND id <= ? AND {column} IN ({marks})"
+        found.update(row[0] for row in connection.execute(query, (after, end, *names)))
+    return end, found
+
+
 def page(connection: sqlite3.Connection, after: int, owner: tuple[str, str, str], limit: int) -> tuple[int, list[Entry]]:
     """Entries of `owner` (sandbox, container, key; empty ones match nothing) among the `limit` rows after id `after`.
 
     Returns the id to go on from, or 0 at the end. There is no index, which would cost every write; pages keep the writer free.
     """
-    end = connection.execute("SELECT max(id) FROM (SELECT id FROM journal WHERE id > ? ORDER BY id LIMIT ?)", (after, limit)).fetchone()[0]
+    end = _end_of_page(connection, after, limit)
     if end is None:
         return 0, []
     rows = connection.execute(
@@ -74,3 +88,9 @@ def page(connection: sqlite3.Connection, after: int, owner: tuple[str, str, str]
         (after, end, *owner),
     ).fetchall()
     return end, [Entry(*row) for row in rows]
+
+
+def _end_of_page(connection: sqlite3.Connection, after: int, limit: int) -> int | None:
+    row = connection.execute("SELECT max(id) FROM (SELECT id FROM journal WHERE id > ? ORDER BY id LIMIT ?)", (after, limit)).fetchone()
+    end: int | None = row[0]
+    return end

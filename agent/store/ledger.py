@@ -18,8 +18,9 @@ dies before that, the entry is back after the restart and is released once more.
 from __future__ import annotations
 
 import asyncio
+import functools
 import sqlite3
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
 from agent import failpoints
 from agent.errdefs import AlreadyExists, NotFound, Unavailable
@@ -35,6 +36,8 @@ __all__ = [
 ]  # fmt: skip
 
 _HISTORY_PAGE = 5000
+_NAMES = 500
+"""At most so many are looked for at a time (SQLite before 3.32 takes 999 parameters)."""
 
 
 class Ledger:
@@ -89,6 +92,25 @@ class Ledger:
                 if not position:
                     break
         return sorted(found, key=lambda entry: entry.at)
+
+    async def remembers(self, names: Collection[str]) -> set[str]:
+        """Which of `names` the journal has as a sandbox, a container or a key: what it can tell of the last days.
+
+        Raises:
+            Unavailable: the journal can't be read.
+        """
+        found: set[str] = set()
+        wanted = sorted(names)
+        for start in range(0, len(wanted), _NAMES):
+            batch = wanted[start : start + _NAMES]
+            for database in self._databases.values():
+                position = 0
+                while True:
+                    position, these = await database.read(functools.partial(_known, position, batch))
+                    found |= these
+                    if not position:
+                        break
+        return found
 
     # ---- acquiring
 
@@ -197,6 +219,10 @@ class Ledger:
     def _forget(self, resource: Resource, now: float) -> asyncio.Future[bool]:
         self._mirror.remove(resource.id)
         return self._databases[KINDS[resource.kind].scope].insist(rows.delete(resource, now), key=resource.id)
+
+
+def _known(position: int, names: Sequence[str], connection: sqlite3.Connection) -> tuple[int, set[str]]:
+    return journal.known(connection, position, names, _HISTORY_PAGE)
 
 
 def _history_page(position: int, owner: tuple[str, str, str]) -> Callable[[sqlite3.Connection], tuple[int, list[Entry]]]:

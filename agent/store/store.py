@@ -120,6 +120,16 @@ class Store:
         """
         return [bad for database in (self._boot, self._disk) for bad in await database.read(quarantine.load)]
 
+    async def doubt(self, reason: str) -> None:
+        """Say that the boot file has lost what it had, though it can be read. It counts as corrupt until the file made by this is gone."""
+        marker = await in_thread(self._boot.doubt)
+        metrics.ledger_quarantined.inc()
+        _log.error("the store has lost what it had", reason=reason, aside=str(marker))
+
+    async def corrupt_files(self) -> list[Path]:
+        """Copies of files that were corrupt, until an operator has looked at them and removed them: what they had may be lost."""
+        return [path for database in (self._boot, self._disk) for path in await in_thread(database.corrupt_files)]
+
     @property
     def problem(self) -> str:
         """Why nothing can be acquired at the moment: a sentence for Status, or empty."""

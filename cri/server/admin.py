@@ -74,7 +74,7 @@ async def pulls(pods: Pods, request: admin_pb2.PullsRequest) -> admin_pb2.PullsR
 
 
 async def history(pods: Pods, request: admin_pb2.HistoryRequest) -> admin_pb2.HistoryResponse:
-    """What happened to the resources of a sandbox or container, from the ledger's journal.
+    """What happened to the resources of a sandbox or container, or to what has this key, from the ledger's journal.
 
     Raises:
         InvalidArgument: no id.
@@ -82,7 +82,7 @@ async def history(pods: Pods, request: admin_pb2.HistoryRequest) -> admin_pb2.Hi
     """
     if not request.id:
         raise InvalidArgument("id must not be empty")
-    entries = await pods.ledger.history(sandbox=request.id, container=request.id)
+    entries = await pods.ledger.history(sandbox=request.id, container=request.id, key=request.id)
     return admin_pb2.HistoryResponse(
         transitions=[
             admin_pb2.Transition(

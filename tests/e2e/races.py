@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -61,6 +61,16 @@ def code_of(call: Future[Any], within: float = 60) -> grpc.StatusCode:
         return grpc.StatusCode.OK
     assert isinstance(error, grpc.RpcError), error
     return error.code()
+
+
+def code_of_call(act: Callable[[], object]) -> grpc.StatusCode:
+    """How a call ends that is made now."""
+    try:
+        act()
+    except grpc.RpcError as error:
+        code: grpc.StatusCode = error.code()
+        return code
+    return grpc.StatusCode.OK
 
 
 def owned(kubelet: Client, *owners: str) -> list[str]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from agent import metrics, timeouts
 from agent.aio import within
 from agent.linux.processes import Identity
+from agent.linux.procfs import init_stage
 from agent.runtime.v2.bundle import Bundle
 from agent.runtime.v2.engine import Engine
 from agent.runtime.v2.node import Cgroups, Mounts, Processes
@@ -53,11 +54,13 @@ async def kill(record: TaskRecord, init: Identity | None, *, processes: Processe
     Raises:
         DeadlineExceeded: names those that don't end.
     """
-    runc_inits = 0
+    stages: list[str] = []
     if record.cgroup:
         rows = await processes.table()
-        runc_inits = sum(row.comm.startswith("runc:[") and record.cgroup in row.cgroups.values() for row in rows)
-        metrics.runc_init_found.inc(runc_inits)
+        inits = [row for row in rows if row.comm.startswith("runc:[") and record.cgroup in row.cgroups.values()]
+        stages = [init_stage(row.comm) for row in inits]
+        for stage in stages:
+            metrics.runc_init_found.labels(stage).inc()
         await cgroups.kill(record.cgroup, timeouts.EXIT_AFTER_SHIM_KILL)
     if init is not None and (process := await processes.open(init.pid, init.start_time)) is not None:
         try:
@@ -65,4 +68,5 @@ async def kill(record: TaskRecord, init: Identity | None, *, processes: Processe
             await within(timeouts.EXIT_AFTER_SHIM_KILL, process.wait(), f"the end of process {init.pid}, the init of {record.id}")
         finally:
             process.close()
-    metrics.runc_init_reaped.inc(runc_inits)
+    for stage in stages:
+        metrics.runc_init_reaped.labels(stage).inc()

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from agent.errdefs import Unavailable
 from agent.leaks.audit import audit
 from agent.leaks.finding import Finding
 from agent.leaks.foreign import Answer
@@ -65,6 +66,8 @@ class FakeNode:
     results: list[FakeResult] = field(default_factory=list)
     answers: dict[str, Answer] = field(default_factory=dict)
     """Of other runtimes, by their sockets; without one they don't answer."""
+    remembers: set[str] | None = field(default_factory=set)
+    """What the ledger once had, by its journal; None: that can't be read."""
     slept: list[float] = field(default_factory=list)
     now: float = NOW
     served: bool = False
@@ -173,7 +176,8 @@ class FakeNode:
     # ---- what is found
 
     async def audit(self) -> list[Finding]:
-        return await audit(self.read, self.places, self.network, ask=self.ask, settle=1, sleep=self.sleep, clock=lambda: self.now)
+        where = (self.read, self.places, self.network)
+        return await audit(*where, ask=self.ask, remembered=self.remembered, settle=1, sleep=self.sleep, clock=lambda: self.now)
 
     @property
     def network(self) -> FakeNetwork:
@@ -194,6 +198,11 @@ class FakeNode:
 
     async def read(self) -> LedgerRead:
         return LedgerRead(list(self.ledger), self.served)
+
+    async def remembered(self, names: Collection[str]) -> Collection[str]:
+        if self.remembers is None:
+            raise Unavailable("the journal can't be read")
+        return self.remembers & set(names)
 
     async def sleep(self, seconds: float) -> None:
         self.slept.append(seconds)

@@ -38,6 +38,12 @@ async def test_what_has_an_owner_is_none(node: FakeNode, name: str, kind: Kind, 
     assert await node.found() == []
 
 
+@pytest.mark.parametrize("name", [place.kind.value for place in PLACES])
+async def test_what_is_not_named_as_ours_are_may_be_an_operators(node: FakeNode, name: str) -> None:
+    node.has(place(name).directory(node.places) / "lost+found")
+    assert (await node.only()).owner == "unknown"
+
+
 async def test_every_place_has_an_owner_in_these_tests() -> None:
     assert {place.kind.value for place in PLACES} == {name for name, _ in OWNERS}
 

@@ -11,7 +11,7 @@ import pytest
 from agent.leaks.finding import Thing
 from agent.store.kinds import Kind
 from agent.store.ledger import State as EntryState
-from tests.unit.leaks.fakes import CONTAINER, NOW, SANDBOX, STRANGER, FakeLease, FakeNode
+from tests.unit.leaks.fakes import CONTAINER, NOW, SANDBOX, STRANGER, FakeChain, FakeLease, FakeNode
 
 # ---- mounts
 
@@ -27,8 +27,9 @@ async def test_a_rootfs_that_is_still_mounted(node: FakeNode) -> None:
 
 
 async def test_any_mount_below_our_directories_has_an_owner(node: FakeNode) -> None:
-    node.mounts((node.places.root_dir / "snapshots/merged", "overlay", "rw"), (node.places.state_dir / "x", "tmpfs", "rw"))
-    assert await node.found() == [("mount", "leaked", "orlop")] * 2
+    """Beside the things of ours it may be an operator's."""
+    node.mounts((node.places.snapshots / STRANGER / "fs", "overlay", "rw"), (node.places.state_dir / "x", "tmpfs", "rw"))
+    assert await node.found() == [("mount", "leaked", "orlop"), ("mount", "leaked", "unknown")]
 
 
 async def test_mounts_with_an_owner(node: FakeNode) -> None:
@@ -164,6 +165,22 @@ async def test_an_address_of_a_sandbox_that_the_ledger_does_not_have(node: FakeN
     assert (finding.kind, finding.what, finding.owner) == (Thing.CNI, "address 10.1.0.5 of network pods", "unknown")
 
 
+async def test_what_the_ledger_once_had_is_ours(node: FakeNode) -> None:
+    pin = network_pin(node)
+    node.leases.append(FakeLease("10.1.0.5", STRANGER))
+    node.chains.append(FakeChain(SANDBOX))
+    kinds = ("netns", "cni", "chain")
+    assert await node.found() == [(kind, "leaked", "unknown") for kind in kinds]
+    node.remembers = {str(pin), STRANGER, SANDBOX}
+    assert [(one.kind.value, one.owner, one.sure) for one in await node.audit()] == [(kind, "orlop", "certain") for kind in kinds]
+
+
+async def test_a_journal_that_can_not_be_read_leaves_it_nobodys(node: FakeNode) -> None:
+    network_pin(node)
+    node.remembers = None
+    assert await node.found() == [("netns", "leaked", "unknown")]
+
+
 # ---- cgroups
 
 
@@ -203,6 +220,28 @@ async def test_the_cgroup_of_a_container_in_a_pod_of_ours(node: FakeNode, name: 
     node.owns(Kind.TASK, CONTAINER, EntryState.INTENDED, cgroup=f"/kube/pod1/{CONTAINER}")
     finding = await node.only()
     assert (finding.what, "no process is in it" in finding.why) == (f"/kube/pod1/{name}", True)
+
+
+async def test_a_cgroup_of_another_runtime_where_ours_are(node: FakeNode) -> None:
+    """Clients of both may name the same parent. What it has not is ours only if the journal says so."""
+    node.owns(Kind.TASK, CONTAINER, EntryState.INTENDED, cgroup=f"/kube/{CONTAINER}")
+    node.cgroup(f"/kube/cri-containerd-{SANDBOX}.scope")
+    assert (await node.only()).owner == "containerd"
+    node.cgroup(f"/kube/{STRANGER}")
+    os.utime(node.places.cgroup_root / f"kube/{STRANGER}", (NOW - 1000,) * 2)
+    os.utime(node.places.cgroup_root / f"kube/cri-containerd-{SANDBOX}.scope", (NOW - 1000,) * 2)
+    node.containerd(STRANGER, SANDBOX)
+    assert await node.found() == []
+    node.containerd(SANDBOX)
+    assert await node.found() == [("cgroup", "leaked", "unknown")]
+    node.remembers = {STRANGER}
+    assert await node.found() == [("cgroup", "leaked", "orlop")]
+
+
+async def test_what_is_in_a_cgroup_beside_those_of_shims_is_somebodys(node: FakeNode) -> None:
+    """The settings may name one that is systemd's."""
+    node.cgroup("/orlop-shims/ssh.service")
+    assert await node.found() == []
 
 
 async def test_cgroups_of_every_hierarchy(node: FakeNode) -> None:

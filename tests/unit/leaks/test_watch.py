@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from itertools import repeat
 
 import pytest
 from structlog.testing import capture_logs
@@ -32,7 +33,7 @@ class Turns:
 async def watched(node: FakeNode, *steps: Callable[[], object]) -> list[str]:
     """What the watch logs, with each step played before one audit."""
     with capture_logs() as logs, pytest.raises(asyncio.CancelledError):
-        await watch(node.read, node.places, node.network, ask=node.ask, clock=lambda: node.now, sleep=Turns(*steps))
+        await watch(node.read, node.places, node.network, pauses=repeat(60), ask=node.ask, clock=lambda: node.now, sleep=Turns(*steps))
     return [f"{entry['event']} {entry.get('kind', entry.get('error'))}" for entry in logs]
 
 
@@ -52,11 +53,11 @@ async def test_the_watch_counts_what_is_new(node: FakeNode) -> None:
 
 
 async def test_the_watch_counts_each_runc_init_once(node: FakeNode) -> None:
-    before = metrics.registry.get_sample_value("orlop_runc_init_found_total")
+    before = sample("orlop_runc_init_found_total", stage="init")
     fifo = node.places.engine_state / STRANGER / "exec.fifo"
     logs = await watched(node, lambda: node.process(9, "runc", "init", comm="runc:[2:INIT]", links=[fifo]), nothing)
     assert logs == ["audit: leaked runc_init"]
-    assert metrics.registry.get_sample_value("orlop_runc_init_found_total") == (before or 0) + 1
+    assert sample("orlop_runc_init_found_total", stage="init") == (before or 0) + 1
 
 
 async def test_the_watch_leaves_failed_releases_to_those_who_release(node: FakeNode) -> None:
@@ -82,7 +83,7 @@ async def test_the_watch_goes_on_when_the_ledger_can_not_be_read(node: FakeNode)
         raise Unavailable("no ledger")
 
     with capture_logs() as logs, pytest.raises(asyncio.CancelledError):
-        await watch(unreadable, node.places, node.network, sleep=Turns(nothing, nothing))
+        await watch(unreadable, node.places, node.network, pauses=repeat(60), sleep=Turns(nothing, nothing))
     assert [entry["error"] for entry in logs] == ["no ledger"]
 
 
@@ -159,7 +160,7 @@ async def test_what_can_not_be_looked_at_is_told_once_though_it_is_another_proce
 async def test_what_is_found_and_what_is_gone_is_told_with_all_that_is_known(node: FakeNode) -> None:
     steps = [lambda: leak_of_containerd(node), lambda: (node.places.proc / "7").rename(node.top / "old")]
     with capture_logs() as logs, pytest.raises(asyncio.CancelledError):
-        await watch(node.read, node.places, node.network, ask=node.ask, clock=lambda: node.now, sleep=Turns(*steps))
+        await watch(node.read, node.places, node.network, pauses=repeat(60), ask=node.ask, clock=lambda: node.now, sleep=Turns(*steps))
     found, gone = logs
     same = {"kind": "shim", "owner": "containerd", "state": "leaked", "component": "leaks", "what": found["what"]}
     assert found.items() >= (same | {"log_level": "warning", "since": NOW - 1000, "sure": "certain"}).items()

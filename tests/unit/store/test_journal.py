@@ -53,6 +53,15 @@ def test_size_is_bounded_without_anybody_pruning(connection: sqlite3.Connection,
     assert keys == [f"key {number}" for number in range(1000 - len(keys), 1000)]
 
 
+def test_what_the_journal_knows(connection: sqlite3.Connection) -> None:
+    for number in range(5):
+        journal.append(connection, Entry(1.0, "fifo", f"key {number}", f"s{number}", f"c{number}", "held"))
+    names = ["key 1", "s2", "c4", "", "nobody", "key 9"]
+    assert journal.known(connection, 0, names, 4) == (4, {"key 1", "s2"})
+    assert journal.known(connection, 4, names, 4) == (5, {"c4"})
+    assert journal.known(connection, 5, names, 4) == (0, set())
+
+
 def test_pages(connection: sqlite3.Connection) -> None:
     for number in range(7):
         owner = ("mine", "") if number % 2 else ("other", "c1")
