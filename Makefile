@@ -3,8 +3,11 @@ PYTEST := $(PYTHON) -m pytest
 
 SEEDS ?= 0:100000
 TABLE ?= /dev/null
+PODS ?=
+SOAK ?=
+POWER ?=
 
-.PHONY: test unit e2e crash-matrix simulate lint demo image tools api install
+.PHONY: test unit e2e crash-matrix simulate soak power-matrix audit-cost failpoints lint demo image tools api install
 
 test: unit e2e     ## everything; as root on Debian 12 or newer
 
@@ -19,6 +22,18 @@ crash-matrix: install tools ## harm at every point of every verb, with three gen
 
 simulate: install  ## random schedules on simulated nodes, from SEEDS=FROM:COUNT, on all cores; SEEDS=N shows one
 	$(PYTHON) -m tests.unit.simulation $(SEEDS)
+
+soak: install tools ## PODS pods come and go while what works for them is killed; more in SOAK, as '--shim 1.7 --engine crun --seed 2'
+	$(PYTHON) -m tests.soak --pods $(or $(PODS),1000) $(SOAK)
+
+power-matrix: install tools ## a node in user-mode Linux loses its power at every failpoint of every verb; part of it by POWER='--verb PullImage'
+	$(PYTHON) -m tests.uml.power $(POWER)
+
+audit-cost: install ## what the daemon's audit costs in CPU time with PODS=250 real pods; fails above 1 % of a core at one a minute
+	$(PYTHON) -m tests.audit_cost $(or $(PODS),250)
+
+failpoints: install ## the names of all failpoints, from the source
+	$(PYTHON) -m tests.unit.simulation.failures
 
 lint: install
 	$(PYTEST) tests/unit/test_linters.py

@@ -150,7 +150,7 @@ def _count(found: Sequence[Finding], now: float) -> None:
     for thing in Thing:
         metrics.missing.labels(thing.value).set(sum(finding.kind is thing and finding.state is State.MISSING for finding in found))
         for owner in OWNERS:
-            metrics.leaks.labels(thing.value, owner).set(sum((finding.kind, finding.owner) == (thing, owner) for finding in leaked))
-    for owner in OWNERS:
-        ages = [now - finding.since for finding in leaked if finding.owner == owner and finding.since is not None]
-        metrics.oldest_leak.labels(owner).set(max(ages, default=0))
+            these = [finding for finding in leaked if (finding.kind, finding.owner) == (thing, owner)]
+            metrics.leaks.labels(thing.value, owner).set(len(these))
+            ages = [now - finding.since for finding in these if finding.since is not None]
+            metrics.oldest_leak.labels(thing.value, owner).set(max(ages, default=0))

@@ -12,6 +12,7 @@ import contextlib
 import errno
 import os
 import signal
+import time
 from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
@@ -93,26 +94,37 @@ class Cgroups:
         Raises:
             Busy: names the processes. Nothing was removed, unless one came meanwhile.
         """
-        result = "failed"
+        name = cgroupfs.relative(path)
+        begin = time.monotonic()
+        had = await in_thread(self._having, name)
+        left, result = set(had), "failed"
         try:
-            result = await self._remove(path)
+            await self._remove(path, left)
         except Busy:
             result = "busy"
             raise
         finally:
-            metrics.cgroup_cleanups.labels(result).inc()
+            if had:
+                metrics.cgroup_cleanup_seconds.observe(time.monotonic() - begin)
+            for hierarchy in self._hierarchies:
+                outcome = "gone" if hierarchy not in had else result if hierarchy in left else "removed"
+                version = "v2" if hierarchy == cgroupfs.UNIFIED else "v1"
+                metrics.cgroup_cleanups.labels(hierarchy or "unified", version, outcome).inc()
 
-    async def _remove(self, path: str) -> str:
+    async def _remove(self, path: str, hierarchies: set[str]) -> None:
+        """Remove it from those `hierarchies`, from which is taken what is done."""
         name = cgroupfs.relative(path)
-        if not await in_thread(self._directories, name):
-            return "gone"
+        if not hierarchies:
+            return
         for delay in (*_REMOVE_RETRIES, None):
             if pids := await in_thread(self._processes, name):
                 raise Busy(f"can't remove cgroup {path}: in it {await in_thread(self._named, pids)}. It stays until they are gone")
             left = await in_thread(self._remove_pass, name)
+            hierarchies &= await in_thread(self._having, name)
             if not left:
-                return "removed"
+                return
             if delay is not None:
+                metrics.cgroup_cleanup_retries.inc()
                 await asyncio.sleep(delay)
         raise Busy(f"can't remove cgroup {path}: the kernel holds {', '.join(map(str, left))}, though no process is in it. It stays")
 
@@ -129,6 +141,9 @@ class Cgroups:
 
     def _directories(self, name: str) -> list[Path]:
         return [directory for mount in self._hierarchies.values() if (directory := mount / name).is_dir()]
+
+    def _having(self, name: str) -> set[str]:
+        return {hierarchy for hierarchy, mount in self._hierarchies.items() if (mount / name).is_dir()}
 
     def _subtree(self, name: str) -> Iterator[str]:
         """Every cgroup directory at and below `name`, in all hierarchies, parents first."""

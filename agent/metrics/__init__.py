@@ -25,7 +25,13 @@ dead_shim_cleanups = Counter("orlop_dead_shim_cleanups", "Cleanups after a dead 
 shim_delete_lies = Counter(
     "orlop_shim_delete_lies", "`shim delete` that answered rc 0 while something of the container was left.", registry=registry
 )
-cgroup_cleanups = Counter("orlop_cgroup_cleanups", "Removals of a cgroup left after a container.", ["result"], registry=registry)
+cgroup_cleanups = Counter(
+    "orlop_cgroup_cleanups", "Removals of a cgroup, in each hierarchy.", ["controller", "version", "result"], registry=registry
+)
+cgroup_cleanup_retries = Counter("orlop_cgroup_cleanup_retries", "Removals of a cgroup tried again.", registry=registry)
+cgroup_cleanup_seconds = Histogram(
+    "orlop_cgroup_cleanup_seconds", "Time to remove a cgroup from all hierarchies.", buckets=_SECONDS, registry=registry
+)
 mount_busy = Counter("orlop_mount_busy", "Unmounts refused with EBUSY.", registry=registry)
 mount_busy_holders = Counter("orlop_mount_busy_holders", "What was found to hold busy mounts.", ["kind"], registry=registry)
 runc_init_found = Counter("orlop_runc_init_found", "Leaked `runc init` processes found.", ["stage"], registry=registry)
@@ -34,15 +40,16 @@ runc_init_reaped = Counter("orlop_runc_init_reaped", "Leaked `runc init` process
 ledger_entries = Gauge("orlop_ledger_entries", "External resources in the ledger.", ["kind", "state"], registry=registry)
 ledger_quarantined = Gauge("orlop_ledger_quarantined", "Stored records that could not be read and were set aside.", registry=registry)
 oldest_pending_release = Gauge(
-    "orlop_oldest_pending_release_seconds", "Age of the oldest release that was tried and has not succeeded.", registry=registry
+    "orlop_oldest_pending_release_seconds", "Age of the oldest release that was tried and has not succeeded.", ["kind"], registry=registry
 )
+pending_releases = Gauge("orlop_pending_releases", "Releases that were tried and have not succeeded.", ["kind"], registry=registry)
 leaks = Gauge("orlop_leaks", "Leaked resources on the node, at the last audit.", ["kind", "owner"], registry=registry)
 leaks_found = Counter("orlop_leaks_found", "Leaked resources that were new to an audit.", ["kind", "owner"], registry=registry)
 leaks_reaped = Counter("orlop_leaks_reaped", "Leaks that the agent has released by itself.", ["kind", "owner"], registry=registry)
 leak_reap_failures = Counter(
     "orlop_leak_reap_failures", "Attempts of the agent to release a leak that failed.", ["kind", "owner"], registry=registry
 )
-oldest_leak = Gauge("orlop_oldest_leak_seconds", "Age of the oldest leaked resource, at the last audit.", ["owner"], registry=registry)
+oldest_leak = Gauge("orlop_oldest_leak_seconds", "Age of the oldest leak, at the last audit.", ["kind", "owner"], registry=registry)
 missing = Gauge("orlop_missing", "Resources in the ledger that are gone from the node, at the last audit.", ["kind"], registry=registry)
 unknown = Gauge("orlop_unknown", "Findings of the last audit of which it can't be told.", ["kind", "owner"], registry=registry)
 audits = Counter("orlop_audits", "Audits by what they could look at.", ["result"], registry=registry)

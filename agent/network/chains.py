@@ -1,12 +1,15 @@
 """Chains that the bridge, ptp and portmap plugins make in the nat table, one or two for each attachment, and who they are for.
 
-A DEL after the network namespace has vanished leaves them (decisions: bridge 1.1 and 1.9): nothing then frees them but
-`orlop reap`. Their names are hashes; the rule that leads to one says in its comment for which container it is. Read by
+A DEL after the network namespace or the interface in it has vanished leaves them (bridge 1.1 and 1.9): it takes the addresses that they are
+for from that interface. So a DEL that was cut off after it had removed the interface can't be made good by another one: `remove_chains_of`,
+called by `Network.delete`, does that; `orlop reap` removes what other runtimes left.
+Their names are hashes; the rule that leads to one says in its comment for which container it is. Read by
 iptables-save, which also knows what the plugins did by way of nftables' iptables. Blocking; callers use a thread.
 """
 
 from __future__ import annotations
 
+import hashlib
 import re
 import shlex
 import subprocess
@@ -18,6 +21,8 @@ from agent.errdefs import FailedPrecondition, Unavailable
 TOOLS = ("iptables", "ip6tables")
 _BUDGET = 10.0
 """Seconds for one call; beside a firewall that is being loaded, they wait for each other."""
+_MAX_NAME = 28
+"""Characters of a chain's name, as the plugins cut it."""
 _CHAIN = re.compile(r":(CNI-(?:DN-|SN-)?[0-9a-f]{16,}) ")
 _RULE = re.compile(r'-A (\S+) (.*--comment "(?:dnat |snat )?name: \\"(?:.*?)\\" id: \\"(.*?)\\"".*? -j (CNI-(?:DN-|SN-)?[0-9a-f]{16,}))')
 
@@ -75,12 +80,36 @@ def remove_chain(tool: str, name: str, sandbox: str, run: Run = run) -> bool:
         return False
     if chain.sandbox != sandbox:
         raise FailedPrecondition(f"chain {name} is for {chain.sandbox or 'nobody'} now, and was for {sandbox or 'nobody'}")
-    table = [tool, "--wait", "-t", "nat"]
+    _remove(chain, run)
+    return True
+
+
+def remove_chains_of(network: str, sandbox: str, run: Run = run) -> list[str]:
+    """Remove what is left of an attachment, once its plugins have no more to do with it. Returns the names.
+
+    A chain that no rule leads to any more is known by its name, which is made of `network` and `sandbox`.
+
+    Raises:
+        Unavailable: iptables failed.
+    """
+    names = _names(network, sandbox)
+    left = [chain for chain in read_chains(run) if chain.sandbox == sandbox or (not chain.sandbox and chain.name in names)]
+    for chain in left:
+        _remove(chain, run)
+    return [f"{chain.name} of {chain.tool}" for chain in left]
+
+
+def _remove(chain: Chain, run: Run) -> None:
+    table = [chain.tool, "--wait", "-t", "nat"]
     for parent, rule in chain.jumps:
         run([*table, "-D", parent, *shlex.split(rule)])
-    run([*table, "-F", name])
-    run([*table, "-X", name])
-    return True
+    run([*table, "-F", chain.name])
+    run([*table, "-X", chain.name])
+
+
+def _names(network: str, sandbox: str) -> set[str]:
+    digest = hashlib.sha512(f"{network}{sandbox}".encode()).hexdigest()
+    return {f"CNI-{prefix}{digest}"[:_MAX_NAME] for prefix in ("", "DN-", "SN-")}
 
 
 def _parse(tool: str, saved: str) -> list[Chain]:

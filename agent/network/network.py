@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,6 +21,7 @@ from agent.errdefs import DataLoss, DeadlineExceeded, FailedPrecondition, Intern
 from agent.identifiers import validate
 from agent.network import cache, podargs
 from agent.network.attachment import Attachment
+from agent.network.chains import remove_chains_of
 from agent.network.conf import VERSIONS, NetworkConfig, PluginConfig, at_least, parse_list, request
 from agent.network.confdir import Look, generate, look
 from agent.network.plugin import BIN_DIRS, Call, Plugins, Runner, Verb
@@ -57,7 +58,7 @@ class Network:
     """The node's pod network. Errors of its operations are told with the plugin, the verb, the sandbox and the plugin's words.
 
     `runner` is the node's `Processes`, `pins` its `Namespaces`; `cgroup` is where plugins run (see `Command.cgroup`).
-    `conf_template` is what `configure` makes a network from; without one, it makes none.
+    `conf_template` is what `configure` makes a network from; without one, it makes none. `remove_chains` is `chains.remove_chains_of`.
     An operation that has begun runs to its end, whatever becomes of its caller, and one at a time per sandbox
     (specification, section 3, "Lifecycle & Ordering").
     """
@@ -74,6 +75,7 @@ class Network:
         cgroup: str = "",
         environ: Mapping[str, str] = os.environ,
         budget: float = timeouts.CNI,
+        remove_chains: Callable[[str, str], Sequence[str]] = remove_chains_of,
     ) -> None:
         self._plugins = Plugins(runner, bin_dirs, environ, cgroup)
         self._pins = pins
@@ -82,6 +84,9 @@ class Network:
         self._conf_template = conf_template
         self._configuring = asyncio.Lock()
         self._budget = budget
+        self._remove_chains = remove_chains
+        self._untouched: set[str] = set()
+        """Sandboxes that we have begun to attach, and not yet to detach."""
         self._locks = KeyedLock()
         self._supervisor = Supervisor("network")
         self._seen = Look()
@@ -244,6 +249,7 @@ class Network:
 
     async def _add(self, attachment: Attachment) -> Result:
         async with self._operation("ADD", attachment):
+            self._untouched.add(attachment.sandbox)
             network, call = _network(attachment), _call("ADD", attachment, str(attachment.netns))
             found = await self._plugins.find(network.types)
             paths = [self._path(found, plugin, call) for plugin in network.plugins]  # one that is missing is noticed before any has acted
@@ -290,6 +296,8 @@ class Network:
         async with self._operation("DEL", attachment):
             network = _network(attachment)
             call = _call("DEL", attachment, await self._netns(attachment))
+            first = attachment.sandbox in self._untouched
+            self._untouched.discard(attachment.sandbox)
             previous = await self._previous(attachment)
             inject = {"prevResult": previous} if previous is not None and at_least(network.version, "0.4.0") else {}
             # libcni ends the chain at the first failure; we don't. The first plugin of the chain, which DEL asks last, frees the
@@ -298,6 +306,13 @@ class Network:
             # cached result and the ledger entry stay, and the next attempt gives the failed one the same input; it must cope
             # with the rest being gone. The price: until then its rules may name an address that is free again.
             await self._each("delete", network, tuple(reversed(network.plugins)), call, inject, attachment.capabilities)
+            if not first or not call.netns:  # what the plugins go by may be gone by now, and with it their knowledge of chains
+                await failpoints.hit("network.delete.chains")
+                try:
+                    if left := await in_thread(self._remove_chains, network.name, attachment.sandbox):
+                        _log.warning("chains that network plugins had left are removed", sandbox=attachment.sandbox, chains=left)
+                except Unavailable as error:  # a kernel without ip6tables, say: the address is free and must not wait for that
+                    _log.warning("chains can't be looked for", sandbox=attachment.sandbox, error=str(error))
             await failpoints.hit("network.delete.cache")
             try:
                 await in_thread(self._cache.remove, attachment)

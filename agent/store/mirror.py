@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from functools import partial
 
 from agent import metrics
 from agent.store.kinds import Kind
@@ -20,8 +21,20 @@ class Mirror:
         self._gauges = {(kind, state): metrics.ledger_entries.labels(kind.value, state.value) for kind in Kind for state in State}
         for gauge in self._gauges.values():
             gauge.set(0)
-        # The age is computed when it is read, by whatever thread serves the metrics: list() of a dict's values is atomic.
-        metrics.oldest_pending_release.set_function(lambda: max(0.0, clock() - min(list(self._failing_since.values()), default=clock())))
+        # Computed when they are read, by whatever thread serves the metrics: list() of a dict's items is atomic.
+        for kind in Kind:
+            metrics.oldest_pending_release.labels(kind.value).set_function(partial(self._oldest_pending, kind, clock))
+            metrics.pending_releases.labels(kind.value).set_function(partial(self._pending, kind))
+
+    def _failing(self, kind: Kind) -> list[float]:
+        return [since for name, since in list(self._failing_since.items()) if name.kind is kind]
+
+    def _pending(self, kind: Kind) -> float:
+        return len(self._failing(kind))
+
+    def _oldest_pending(self, kind: Kind, clock: Callable[[], float]) -> float:
+        now = clock()
+        return max(0.0, now - min(self._failing(kind), default=now))
 
     def put(self, resource: Resource) -> None:
         """Add, or replace in its place."""

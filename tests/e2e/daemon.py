@@ -45,10 +45,11 @@ class Daemon:
         log_settings: str = 'level = "debug"',
         handler_settings: str = "",
         timeouts: str = "",
+        guard: bool = not WITH_SYSTEMD,  # in user-mode Linux the CPU time of a thread means nothing
     ) -> None:
         """`settings` are further TOML lines at the top, the others those of their sections; the only handler is named like the engine.
 
-        `timeouts` are shorter budgets, in the language of agent.timeouts.
+        `timeouts` are shorter budgets, in the language of agent.timeouts. `guard`: calls that can block its event loop fail `stop`.
         """
         self.name = name
         STATES.mkdir(exist_ok=True)
@@ -60,6 +61,7 @@ class Daemon:
         self.config = tmp_path / f"{name}.toml"
         self.pair = pair
         self._timeouts = timeouts
+        self._guard = "1" if guard else ""
         self.client = Client(self.socket)
         self._process: subprocess.Popen[bytes] | None = None
         self.cni.mkdir()
@@ -106,12 +108,11 @@ engine = "{pair.engine_path}"
     def start(self, *, failpoints: str = "", wait: bool = True) -> None:
         """Starts it and waits until it answers Version; `failpoints` in the language of agent.failpoints."""
         assert self._process is None, "the daemon runs already"
-        guard = "" if WITH_SYSTEMD else "1"  # in user-mode Linux the CPU time of a thread means nothing
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "agent.cli.main", "serve", "--config", self.config],
                 cwd=REPO,
-                env={**os.environ, "ORLOP_FAILPOINTS": failpoints, "ORLOP_TIMEOUTS": self._timeouts, "ORLOP_LOOP_GUARD": guard},
+                env={**os.environ, "ORLOP_FAILPOINTS": failpoints, "ORLOP_TIMEOUTS": self._timeouts, "ORLOP_LOOP_GUARD": self._guard},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

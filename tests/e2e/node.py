@@ -61,15 +61,22 @@ class Process:
 def processes() -> Iterator[Process]:
     """All processes of the node, zombies too; the kernel's own threads are none."""
     for entry in Path("/proc").glob("[0-9]*"):
-        try:
-            name, fields = re.fullmatch(r"\d+ \((.*)\) (.*)\n", (entry / "stat").read_text(), re.DOTALL).groups()  # type: ignore[union-attr]  # the kernel's format
-            argv = (entry / "cmdline").read_bytes().decode(errors="replace").split("\0")[:-1]
-        except (FileNotFoundError, ProcessLookupError):
-            continue
-        state, *numbers = fields.split()
-        if int(numbers[5]) & KERNEL_THREAD:
-            continue
-        yield Process(int(entry.name), int(numbers[18]), state, name, tuple(argv))
+        if (found := process(int(entry.name))) is not None:
+            yield found
+
+
+def process(pid: int) -> Process | None:
+    """The process that has this number now, if it is there and none of the kernel's own threads."""
+    entry = Path(f"/proc/{pid}")
+    try:
+        name, fields = re.fullmatch(r"\d+ \((.*)\) (.*)\n", (entry / "stat").read_text(), re.DOTALL).groups()  # type: ignore[union-attr]  # the kernel's format
+        argv = (entry / "cmdline").read_bytes().decode(errors="replace").split("\0")[:-1]
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    state, *numbers = fields.split()
+    if int(numbers[5]) & KERNEL_THREAD:
+        return None
+    return Process(pid, int(numbers[18]), state, name, tuple(argv))
 
 
 def shims(sandbox: str = "") -> list[Process]:

@@ -16,6 +16,7 @@ from tests.e2e.client import BUSYBOX, Client, Pod, until
 from tests.e2e.faults import Rig
 from tests.e2e.node import shims
 
+ANYWHERE = "*=1000000*crash"  # never; but what is passed is noted
 IMAGE_VOLUME = cri.Mount(container_path="/vol", image=cri.ImageSpec(image=BUSYBOX), readonly=True, image_sub_path="etc")
 
 Acts = Iterator[Callable[[], object]]

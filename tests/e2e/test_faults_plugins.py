@@ -123,6 +123,17 @@ def test_a_network_plugin_that_does_not_delete(rig: Rig, script: str) -> None:
     kubelet.remove_pod(pod)
 
 
+def test_a_network_plugin_that_dies_in_the_middle_of_a_delete(rig: Rig) -> None:
+    """Its next call finds no interface any more, by which it would know what chains of the nat table it has made."""
+    kubelet = rig.kubelet
+    pod = kubelet.run_pod()
+    dies = rig.gates.delete.replaced("nsenter --net=$CNI_NETNS ip link delete $CNI_IFNAME; kill -9 $$")
+    with dies, refused(CODE.FAILED_PRECONDITION, "bridge", "DEL", "signal 9"):
+        kubelet.stop_pod(pod)
+    kubelet.remove_pod(pod)
+    rig.assert_clean()
+
+
 def test_a_network_plugin_that_hangs_while_recovering(rig: Rig) -> None:
     """What a crash left can't be released; verbs for other pods don't wait for that."""
     kubelet = rig.kubelet

@@ -49,10 +49,12 @@ class Case:
     """What was on the node, beside the bystander, right when the harm was done."""
     left: Counter[str] = field(default_factory=Counter)
     """What was there at the end."""
+    detail: str = ""
+    """Which of several points of the same place."""
     failure: str = ""
 
     def __str__(self) -> str:
-        return f"{self.table}: {self.row}, {self.column}, {self.lane}"
+        return f"{self.table}: {self.row}, {self.column}, {self.lane}, {self.detail}"
 
 
 @dataclass

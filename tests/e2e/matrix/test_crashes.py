@@ -5,7 +5,6 @@ Which ones a verb passes is noted when nothing is amiss. A failpoint is where th
 
 from __future__ import annotations
 
-import faulthandler
 from collections import Counter
 from collections.abc import Callable, Iterable
 
@@ -15,6 +14,7 @@ import pytest
 from tests.e2e import stories
 from tests.e2e.faults import Rig
 from tests.e2e.matrix import slices
+from tests.e2e.matrix.judge import Judge
 from tests.e2e.matrix.table import Case, Matrix, by_kind
 from tests.e2e.stories import Acts, Story
 
@@ -22,7 +22,6 @@ pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1800)]
 
 TIMEOUTS = "RELEASE_RETRY=1"  # or what failed would be tried again after the tests' patience
 
-ANYWHERE = "*=1000000*crash"  # never; but what is passed is noted
 ONCE = {"run_pod_sandbox_with_task", "stop_pod_sandbox_with_task", "cleanup_after_a_dead_shim"}
 """Stories that are others' with a few steps more: of each failpoint one time is tried, and not the first and the last."""
 REDIAL = {"runtime.shim.connect", "ttrpc.connect.dial"}
@@ -43,7 +42,7 @@ def hits_of(rig: Rig, story: Story) -> list[Hit]:
     """What the verb of a story passes: of each failpoint the first and the last time."""
     acts = story(rig)
     verb = next(acts)
-    rig.daemon.failpoints(ANYWHERE)
+    rig.daemon.failpoints(stories.ANYWHERE)
     verb()
     passed = rig.daemon.failpoints("")
     assert list(acts) == []
@@ -82,25 +81,15 @@ def refusal(call: Callable[[], object]) -> str | None:
 
 
 def tell(rig: Rig, matrix: Matrix, harm: Harm, title: str, verb: str, story: Story, hits: Iterable[Hit]) -> None:
-    """Does one harm after the other, each time goes on as the kubelet does, and looks what is left; goes on also after a failure."""
-    faulthandler.cancel_dump_traceback_later()  # pytest's, which is for tests that hang; each step here has a budget of its own
-    known: set[str] = set()
-    bad = []
-    for hit in hits:
-        case = Case(title, hit[0], verb, str(rig.daemon.pair))
-        matrix.cases.append(case)
-        acts = story(rig)
-        try:
-            case.at = harm(rig, acts, hit)
+    """Does one harm after the other, and each time goes on as the kubelet does."""
+    judge = Judge(rig, matrix)
+    for point, nth in hits:
+        case = Case(title, point, verb, str(rig.daemon.pair), detail=f"{story.__name__}, time {nth}")
+        with judge.trying(case):
+            acts = story(rig)
+            case.at = harm(rig, acts, (point, nth))
             assert list(acts) == []
-            rig.assert_clean()
-        except (AssertionError, grpc.RpcError, pytest.fail.Exception) as error:
-            case.failure = f"time {hit[1]}: {error}"
-            bad.append(f"{story.__name__} {case}: {case.failure}")
-            left = set(rig.left_in_the_end()) - known
-            case.left = by_kind(left)
-            known |= left
-    assert not bad, "\n".join(bad)
+    judge.verdict()
 
 
 @every_verb

@@ -43,8 +43,13 @@ def v2(root: Path) -> Path:
     return root
 
 
-def removals(result: str) -> float:
-    return metrics.registry.get_sample_value("orlop_cgroup_cleanups_total", {"result": result}) or 0
+def removals(controller: str, result: str, version: str = "v1") -> float:
+    labels = {"controller": controller, "version": version, "result": result}
+    return metrics.registry.get_sample_value("orlop_cgroup_cleanups_total", labels) or 0
+
+
+def sample(name: str) -> float:
+    return metrics.registry.get_sample_value(name) or 0
 
 
 @pytest.fixture
@@ -59,6 +64,49 @@ def test_hierarchies(tmp_path: Path) -> None:
     assert cgroupfs.hierarchies(hybrid(tmp_path / "h"))[cgroupfs.UNIFIED] == tmp_path / "h/unified"
     assert cgroupfs.hierarchies(v2(tmp_path / "2")) == {cgroupfs.UNIFIED: tmp_path / "2"}
     assert [Cgroups(tmp_path / name).mode for name in "1h2"] == ["v1", "hybrid", "v2"]
+
+
+def seen_from_a_pod(tmp_path: Path, *procs: tuple[str, str]) -> Path:
+    """A /proc with us as process 7; and cgroups with these processes."""
+    proc = tmp_path / "proc"
+    (proc / "7").mkdir(parents=True)
+    (proc / "self").symlink_to("7")
+    (proc / "7/cgroup").write_text("0::/\n")
+    for path, pids in procs:
+        (tmp_path / "2" / path).mkdir(parents=True)
+        (tmp_path / "2" / path / "cgroup.procs").write_text(pids)
+    return proc
+
+
+def test_in_a_cgroup_namespace_cgroups_are_told_as_the_node_has_them(tmp_path: Path) -> None:
+    mount = v2(tmp_path / "2")
+    proc = seen_from_a_pod(tmp_path, ("kubepods.slice/a.scope", "77\n"), ("kubepods.slice/b.scope", "5\n7\n"))
+    seen = {
+        1: {"": "/../../init.scope"},
+        7: {"": "/"},
+        8: {"": "/below"},
+        77: {"": "/../a.scope", "name=systemd": "/x"},
+        78: {"": "/../.."},
+    }
+    assert cgroupfs.of_node(seen, proc, mount) == {
+        1: {"": "/init.scope"},
+        7: {"": "/kubepods.slice/b.scope"},
+        8: {"": "/kubepods.slice/b.scope/below"},
+        77: {"": "/kubepods.slice/a.scope", "name=systemd": "/x"},
+        78: {"": "/"},
+    }
+
+
+def test_the_cgroups_of_a_container_are_not_taken_for_those_of_the_node(tmp_path: Path) -> None:
+    mount = v2(tmp_path / "2")
+    (mount / "cgroup.procs").write_text("7\n")
+    with pytest.raises(FileNotFoundError, match="only those of a container"):
+        cgroupfs.of_node({1: {"": "/../../init.scope"}, 7: {"": "/"}}, seen_from_a_pod(tmp_path), mount)
+
+
+def test_without_a_namespace_of_its_own_cgroups_are_as_they_are_told(tmp_path: Path) -> None:
+    seen = {1: {"": "/init.scope"}, 7: {"": "/system.slice/orlop.service"}}
+    assert cgroupfs.of_node(seen, tmp_path / "no proc", tmp_path) == seen
 
 
 @pytest.mark.parametrize("path", ["", "/", "//", "/a/../b", "..", "/a/./b", "/a//b"])
@@ -85,7 +133,16 @@ async def test_create_and_remove_in_every_hierarchy(tmp_path: Path, make: Callab
 
 async def test_removals_are_counted(tmp_path: Path) -> None:
     cgroups = Cgroups(v1(tmp_path))
-    before = removals("removed"), removals("gone"), removals("busy")
+    results = [
+        ("memory", "removed"),
+        ("memory", "gone"),
+        ("memory", "busy"),
+        ("systemd", "removed"),
+        ("systemd", "gone"),
+        ("systemd", "busy"),
+    ]
+    before = [removals(*result) for result in results]
+    timed = sample("orlop_cgroup_cleanup_seconds_count")
     (tmp_path / "memory/only-here").mkdir()
     await cgroups.remove("/only-here")
     await cgroups.remove("/only-here")
@@ -93,7 +150,8 @@ async def test_removals_are_counted(tmp_path: Path) -> None:
     (tmp_path / "memory/full/cgroup.procs").write_text(f"{os.getpid()}\n")
     with pytest.raises(Busy, match=rf"can't remove cgroup /full: in it process {os.getpid()} \("):
         await cgroups.remove("/full")
-    assert (removals("removed"), removals("gone"), removals("busy")) == (before[0] + 1, before[1] + 1, before[2] + 1)
+    assert [removals(*result) for result in results] == [number + more for number, more in zip(before, (1, 1, 1, 0, 3, 0), strict=True)]
+    assert sample("orlop_cgroup_cleanup_seconds_count") == timed + 2, "what was gone already took no time"
 
 
 @pytest.mark.field_fault("14")
@@ -101,8 +159,12 @@ async def test_a_cgroup_that_the_kernel_holds_is_busy_without_a_process(tmp_path
     stuck = v1(tmp_path) / "memory/stuck"
     stuck.mkdir()
     (stuck / "x").touch()  # rmdir fails
+    (tmp_path / "systemd/stuck").mkdir()
+    before = removals("memory", "busy"), removals("systemd", "removed"), sample("orlop_cgroup_cleanup_retries_total")
     with pytest.raises(Busy, match=f"the kernel holds {stuck}, though no process is in it"):
         await Cgroups(tmp_path).remove("/stuck")
+    after = removals("memory", "busy"), removals("systemd", "removed"), sample("orlop_cgroup_cleanup_retries_total")
+    assert [now - then for now, then in zip(after, before, strict=True)] == [1, 1, 4]
 
 
 async def test_processes_of_the_whole_subtree_in_any_hierarchy(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from agent.errdefs import OrlopError
 from agent.linux.processes import Command, Completed
 from agent.network import Network
 from cri.api import api_pb2
@@ -102,6 +103,9 @@ class Node:
         self.runner = FakeRunner()
         self.pins = FakePins()
         self.conf_template: Path | None = None
+        self.chains: list[str] = []
+        """Of which sandbox they were looked for."""
+        self.iptables: OrlopError | None = None
         self.network = self.restarted()
 
     def restarted(self) -> Network:
@@ -114,7 +118,14 @@ class Node:
             bin_dirs=(self.bin_dir.parent / "nowhere", self.bin_dir),
             cache_dir=self.cache_dir,
             environ={"PATH": "/usr/sbin:/usr/bin", "NOTIFY_SOCKET": "/run/systemd/notify"},
+            remove_chains=self._remove_chains,
         )
+
+    def _remove_chains(self, network: str, sandbox: str) -> list[str]:
+        if self.iptables is not None:
+            raise self.iptables
+        self.chains.append(f"{network} {sandbox}")
+        return []
 
     def configure(self, content: bytes, name: str = "10-podnet.conflist") -> None:
         (self.conf_dir / name).write_bytes(content)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 
 import pytest
 
 from agent.errdefs import FailedPrecondition, Unavailable
-from agent.network.chains import Chain, read_chains, remove_chain, run
+from agent.network.chains import Chain, read_chains, remove_chain, remove_chains_of, run
 
 MASQ, DNAT, ALONE = "CNI-0123456789abcdef01234567", "CNI-DN-0123456789abcdef01234", "CNI-ffffffffffffffffffffffff"
 TO_MASQ = f'-s 10.1.0.2/32 -m comment --comment "name: \\"pods\\" id: \\"s1\\"" -j {MASQ}'
@@ -31,7 +32,8 @@ COMMIT
 class Node:
     """Has iptables, and no ip6tables."""
 
-    def __init__(self) -> None:
+    def __init__(self, saved: str = SAVED) -> None:
+        self.saved = saved
         self.commands: list[list[str]] = []
 
     def __call__(self, command: Sequence[str]) -> str:
@@ -41,7 +43,7 @@ class Node:
             self.commands.append(list(command))
             return ""
         assert list(command) == ["iptables-save", "-t", "nat"]
-        return SAVED
+        return self.saved
 
 
 def test_each_chain_with_its_container_and_the_rule_that_leads_to_it() -> None:
@@ -50,6 +52,20 @@ def test_each_chain_with_its_container_and_the_rule_that_leads_to_it() -> None:
         Chain("iptables", DNAT, "s1", (("CNI-HOSTPORT-DNAT", TO_DNAT),)),
         Chain("iptables", ALONE, ""),
     ]
+
+
+def test_those_of_an_attachment_are_removed_also_when_nothing_leads_to_them() -> None:
+    digest = hashlib.sha512(b"podss1").hexdigest()
+    orphan = f"CNI-SN-{digest}"[:28]
+    node = Node(SAVED.replace(ALONE, orphan))
+    assert remove_chains_of("pods", "s1", node) == [f"{name} of iptables" for name in (MASQ, DNAT, orphan)]
+    assert [command[-2:] for command in node.commands if "-X" in command] == [["-X", name] for name in (MASQ, DNAT, orphan)]
+
+
+def test_those_of_others_are_left() -> None:
+    node = Node()
+    assert remove_chains_of("pods", "s2", node) == []
+    assert node.commands == []
 
 
 def test_one_is_removed_with_that_rule() -> None:

@@ -370,6 +370,44 @@ class TestDelete:
         await node.network.delete(attachment)
         assert all("prevResult" not in one.config for one in node.runner.ran)
 
+    async def test_another_one_looks_for_what_the_first_could_not_remove(self, node: Node) -> None:
+        """A bridge plugin that has removed the interface and is killed then doesn't know its chains any more."""
+        attachment = await attached(node)
+        await node.network.add(attachment)
+        node.runner.answers["DEL bridge"] = Completed(-9, b"", b"")
+        with pytest.raises(Unknown):
+            await node.network.delete(attachment)
+        assert node.chains == [], "it is still the plugin's turn"
+        del node.runner.answers["DEL bridge"]
+        await node.network.delete(attachment)
+        assert node.chains == ["podnet s1"]
+
+    async def test_one_that_may_have_been_begun_by_an_earlier_daemon_does_so_too(self, node: Node) -> None:
+        attachment = await attached(node)
+        await node.network.add(attachment)
+        await node.restarted().delete(attachment)
+        assert node.chains == ["podnet s1"]
+
+    async def test_and_one_without_a_namespace(self, node: Node) -> None:
+        attachment = await attached(node)
+        await node.network.add(attachment)
+        node.pins.inodes.clear()
+        await node.network.delete(attachment)
+        assert node.chains == ["podnet s1"]
+
+    async def test_a_first_one_leaves_that_to_the_plugins(self, node: Node) -> None:
+        attachment = await attached(node)
+        await node.network.add(attachment)
+        await node.network.delete(attachment)
+        assert node.chains == []
+
+    async def test_iptables_that_fails_does_not_hold_it_up(self, node: Node) -> None:
+        attachment = await attached(node)
+        await node.network.add(attachment)
+        node.iptables = Unavailable("ip6tables-save -t nat failed: Table does not exist")
+        await node.restarted().delete(attachment)
+        assert node.cached() == [], "it is done with"
+
     async def test_a_torn_cache_does_not_hold_it_up(self, node: Node) -> None:
         attachment = await attached(node)
         await node.network.add(attachment)

@@ -116,3 +116,7 @@ def installed(points: Failpoints) -> Iterator[None]:
         yield
     finally:
         failpoints.hit = original
+
+
+if __name__ == "__main__":
+    print(*names(), sep="\n")

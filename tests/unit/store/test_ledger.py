@@ -347,21 +347,28 @@ def _gauge(kind: str, state: str) -> float | None:
     return metrics.registry.get_sample_value("orlop_ledger_entries", {"kind": kind, "state": state})
 
 
+def _pending(kind: str) -> tuple[float | None, float | None]:
+    """How many releases of a kind, and the age of the oldest."""
+    names = ("orlop_pending_releases", "orlop_oldest_pending_release_seconds")
+    many, age = (metrics.registry.get_sample_value(name, {"kind": kind}) for name in names)
+    return many, age
+
+
 async def test_metrics(store: Store, directories: Directories, clock: Clock) -> None:
     ledger = store.ledger
     await ledger.intend(Intent(Kind.FIFO, "a", sandbox="s"), Intent(Kind.FIFO, "b", sandbox="s"))
     await ledger.hold(Kind.FIFO, "a")
     assert (_gauge("fifo", "intended"), _gauge("fifo", "held")) == (1, 1)
-    assert metrics.registry.get_sample_value("orlop_oldest_pending_release_seconds") == 0
+    assert _pending("fifo") == (0, 0)
     await ledger.failed(Kind.FIFO, "a", "x", next_attempt=0)
     clock.now += 60
     await ledger.failed(Kind.FIFO, "b", "x", next_attempt=0)
     ledger.releasing(ledger.all())
     clock.now += 5
-    assert metrics.registry.get_sample_value("orlop_oldest_pending_release_seconds") == 65
+    assert (_pending("fifo"), _pending("cni")) == ((2, 65), (0, 0))
     assert (_gauge("fifo", "intended"), _gauge("fifo", "held"), _gauge("fifo", "releasing")) == (0, 0, 2)
     await ledger.drop(Kind.FIFO, "a")
-    assert metrics.registry.get_sample_value("orlop_oldest_pending_release_seconds") == 5
+    assert _pending("fifo") == (1, 5)
     await _reopened(store, directories, clock)
     assert (_gauge("fifo", "releasing"), _gauge("fifo", "failed")) == (1, 0)
-    assert metrics.registry.get_sample_value("orlop_oldest_pending_release_seconds") == 5
+    assert _pending("fifo") == (1, 5)
