@@ -177,7 +177,7 @@ async def _without_delete(node: Node, task: Task, error: OrlopError) -> None:
     if task.stage is not Stage.LIVE:  # its shim has died meanwhile
         return
     if left.pids:
-        raise error
+        raise type(error)(f"{error}; of it there is {await node.cgroups.named(task.record.cgroup)}") from error
     task.ended = True
     if left.engine_state or isinstance(error, DeadlineExceeded):
         raise PartlyReleased(
