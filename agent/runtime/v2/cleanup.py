@@ -168,16 +168,23 @@ async def _take_down(node: Node, task: Task) -> None:
 
 
 async def _without_delete(node: Node, task: Task, error: OrlopError) -> None:
-    """Delete failed. Where the engine has let go of the container all the same, that must not hold up the pod.
+    """Delete failed. Where no process of the container is left all the same, that must not hold up the pod.
 
-    A busy rootfs makes Delete fail when all else is gone; and with crun it then goes on failing, as the engine's state is.
+    A busy rootfs makes Delete fail when all else is gone; and with crun it then goes on failing, as the engine's state is. For
+    another reason, too, a shim may fail or say nothing for ever. What is left then goes when the pod does, with its shim.
     """
     left = await _verify(node, task, await _identify(node, task))
     if task.stage is not Stage.LIVE:  # its shim has died meanwhile
         return
-    if left.to_reap or isinstance(error, DeadlineExceeded):
+    if left.pids:
         raise error
     task.ended = True
+    if left.engine_state or isinstance(error, DeadlineExceeded):
+        raise PartlyReleased(
+            f"container {task.id} has no process any more, but its shim doesn't delete it: {error}. It is tried again; when the pod is "
+            "stopped its shim is ended, and it goes without",
+            {Kind.SNAPSHOT, Kind.CGROUP} if left else set(),
+        ) from error
     if left.mounts:
         holders = await node.mounts.holders(task.bundle.rootfs)
         count_holders(holders)
