@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Literal
@@ -47,7 +47,8 @@ class Node:
         Raises:
             OSError: /proc or the cgroup file system can't be read at all.
         """
-        processes, unreadable = _processes(places.proc)
+        hierarchies = cgroupfs.hierarchies(places.cgroup_root)
+        processes, unreadable = _processes(places.proc, hierarchies)
         runtimes = owners.discover(processes.values(), places.other_runtimes, places.address, places.proc)
         another_orlop = sum(commands.is_daemon(process.cmdline) for process in processes.values()) > int(served)
         return cls(
@@ -57,7 +58,7 @@ class Node:
             processes=processes,
             unreadable=unreadable,
             mounts=_mounts(places, runtimes),
-            hierarchies=cgroupfs.hierarchies(places.cgroup_root),
+            hierarchies=hierarchies,
             another_orlop=another_orlop,
             runtimes=runtimes,
         )
@@ -167,8 +168,8 @@ def named(processes: Sequence[ProcessInfo], limit: int = 5) -> str:
     return ", ".join(names) + (f" and {len(processes) - limit} more" if len(processes) > limit else "")
 
 
-def _processes(proc: Path) -> tuple[dict[int, ProcessInfo], dict[int, str]]:
-    """As `procfs.scan`, but one row that can't be read doesn't hide the others."""
+def _processes(proc: Path, hierarchies: Mapping[str, Path]) -> tuple[dict[int, ProcessInfo], dict[int, str]]:
+    """As `procfs.scan`, but one row that can't be read doesn't hide the others; and cgroups as the node has them, also in a pod."""
     found, unreadable = {}, {}
     for pid in procfs.pids(proc):
         try:
@@ -181,6 +182,9 @@ def _processes(proc: Path) -> tuple[dict[int, ProcessInfo], dict[int, str]]:
             unreadable[pid] = str(error)
         else:
             found[pid] = ProcessInfo(pid, stat.ppid, stat.comm, arguments, stat.state, stat.start_time, cgroups)
+    if (mount := hierarchies.get(cgroupfs.UNIFIED)) is not None:
+        memberships = cgroupfs.of_node({pid: process.cgroups for pid, process in found.items()}, proc, mount)
+        found = {pid: replace(process, cgroups=memberships[pid]) for pid, process in found.items()}
     return found, unreadable
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Literal
 
@@ -11,6 +13,9 @@ from agent.errdefs import InvalidArgument
 from agent.linux import files
 
 Mode = Literal["v1", "hybrid", "v2"]
+
+Membership = Mapping[str, str]
+"""Where a process is, see `parse_membership`."""
 
 UNIFIED = ""
 """The name of the v2 hierarchy, as in the third field of `0::/path` in /proc/PID/cgroup."""
@@ -48,6 +53,42 @@ def parse_membership(data: bytes) -> dict[str, str]:
         if len(fields) == 3:
             membership[os.fsdecode(fields[1])] = os.fsdecode(fields[2])
     return membership
+
+
+def of_node(memberships: Mapping[int, Membership], proc: Path, mount: Path) -> Mapping[int, Membership]:
+    """What /proc says of processes, by pid, with paths in the v2 hierarchy at `mount` as the node has them.
+
+    A pod of Kubernetes has a cgroup namespace on v2, and on v2 only: from there others are at "/../../a.slice" (cgroup_namespaces(7)).
+
+    Raises:
+        OSError: it can't be told: there are only the cgroups of a container at `mount`, and not those of the node.
+    """
+    depth = max((membership.get(UNIFIED, "").split("/").count("..") for membership in memberships.values()), default=0)
+    if not depth:
+        return memberships
+    root = _namespace_root(proc, mount)
+    if root.count("/") < depth:
+        raise FileNotFoundError(errno.ENOENT, "the cgroups of the node aren't there, but only those of a container", str(mount))
+    return {
+        pid: {**membership, UNIFIED: os.path.normpath(f"{root}/{membership[UNIFIED]}")} if UNIFIED in membership else membership
+        for pid, membership in memberships.items()
+    }
+
+
+@cache
+def _namespace_root(proc: Path, mount: Path) -> str:
+    """The root of our namespace: where the process is that looks. It stays the same for a process, and to find it takes a while."""
+    own = parse_membership(files.read(f"{proc}/self/cgroup"))[UNIFIED].rstrip("/")
+    pid = os.readlink(proc / "self").encode()
+    found = (directory for directory, _, _ in os.walk(mount) if pid in _members(directory))
+    return next(found, str(mount)).removeprefix(str(mount)).removesuffix(own)
+
+
+def _members(directory: str) -> list[bytes]:
+    try:
+        return files.read(f"{directory}/cgroup.procs").split()
+    except OSError:
+        return []  # of threads only, or just removed
 
 
 def relative(path: str) -> str:

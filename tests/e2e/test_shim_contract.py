@@ -1,4 +1,4 @@
-"""Real shims do what the simulated ones do: see `tests.shim_contract`."""
+"""Real shims do what the simulated ones do: see `tests.shim_contract`. So does the failpoint shim, as long as it is told nothing."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from agent.linux.processes import Processes
 from agent.runtime.v2 import transport
 from agent.runtime.v2.config import RuntimeConfig
 from agent.runtime.v2.sockets import Sockets
+from tests.e2e.failshim.install import FailShim
 from tests.e2e.node import CGROUP_PARENT
 from tests.e2e.tasks import STATE, furnished, spec
 from tests.e2e.toolbox import Pair
@@ -29,8 +30,21 @@ def home(tmp_path: Path, node_is_clean: None) -> Iterator[Path]:
         yield root
 
 
-@pytest.mark.parametrize("check", CHECKS, ids=[check.__name__ for check in CHECKS])
+every_check = pytest.mark.parametrize("check", CHECKS, ids=[check.__name__ for check in CHECKS])
+
+
+@every_check
 async def test_contract(pair: Pair, home: Path, check: Check) -> None:
+    await hold(pair, pair.shim_path, home, check)
+
+
+@every_check
+@pytest.mark.parametrize("pair", [Pair("1.6", "runc"), Pair("2.1", "crun")], indirect=True, ids=str)
+async def test_contract_of_the_failpoint_shim(pair: Pair, home: Path, check: Check) -> None:
+    await hold(pair, FailShim(home / "failshim", pair).path, home, check)
+
+
+async def hold(pair: Pair, shim: Path, home: Path, check: Check) -> None:
     config = RuntimeConfig(
         state_dir=STATE,
         root_dir=home / "lib",
@@ -43,7 +57,7 @@ async def test_contract(pair: Pair, home: Path, check: Check) -> None:
     rig = Rig(
         traits=TRAITS[pair.shim],
         config=config,
-        handler=RuntimeHandler("runc", path=str(pair.shim_path), engine=str(pair.engine_path)),
+        handler=RuntimeHandler("runc", path=str(shim), engine=str(pair.engine_path)),
         processes=processes,
         mounts=Mounts(),
         cgroups=Cgroups(),

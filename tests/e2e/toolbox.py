@@ -35,6 +35,8 @@ PACKAGES = ("containerd", "runc", "crun")
 BINARIES = frozenset({"containerd-shim-runc-v2", "runc", "crun"})
 CONTAINERD = frozenset({"containerd", "ctr"})
 """A runtime for the agent to stand beside: the daemon of the newest suite, and its client, which can import images."""
+PROMETHEUS = ("trixie", ("prometheus",), frozenset({"prometheus", "promtool"}))
+"""Suite, package and binaries of what scrapes the metrics and evaluates the alerts."""
 
 SHIMS = {"1.6": "bookworm", "1.7": "trixie", "2.1": "forky"}
 """containerd release of a shim -> the suite that has it."""
@@ -91,6 +93,7 @@ def prepare() -> None:
     for suite in SHIMS.values():
         unpacked(suite)
     containerd()
+    prometheus()
 
 
 def containerd(name: str = "containerd") -> Path:
@@ -99,14 +102,20 @@ def containerd(name: str = "containerd") -> Path:
     return unpacked(suite, TOOLS / f"{suite}-containerd", CONTAINERD) / "bin" / name
 
 
+def prometheus(name: str = "prometheus") -> Path:
+    """The daemon, or its "promtool". Raises ToolError."""
+    suite, packages, binaries = PROMETHEUS
+    return unpacked(suite, TOOLS / f"{suite}-prometheus", binaries, packages) / "bin" / name
+
+
 @cache
-def unpacked(suite: str, home: Path | None = None, binaries: frozenset[str] = BINARIES) -> Path:
+def unpacked(suite: str, home: Path | None = None, binaries: frozenset[str] = BINARIES, packages: Sequence[str] = PACKAGES) -> Path:
     """The folder with `bin` and `lib` of one suite; fetches and unpacks what is missing."""
     home = home or TOOLS / suite
     if not home.exists():  # asked before the lock: nodes in user-mode Linux can't write here
         with locked(TOOLS):
             if not home.exists():
-                unpack(archives(suite), home, binaries)
+                unpack(archives(suite, packages), home, binaries)
     return home
 
 

@@ -168,16 +168,23 @@ async def _take_down(node: Node, task: Task) -> None:
 
 
 async def _without_delete(node: Node, task: Task, error: OrlopError) -> None:
-    """Delete failed. Where the engine has let go of the container all the same, that must not hold up the pod.
+    """Delete failed. Where no process of the container is left all the same, that must not hold up the pod.
 
-    A busy rootfs makes Delete fail when all else is gone; and with crun it then goes on failing, as the engine's state is.
+    A busy rootfs makes Delete fail when all else is gone; and with crun it then goes on failing, as the engine's state is. For
+    another reason, too, a shim may fail or say nothing for ever. What is left then goes when the pod does, with its shim.
     """
     left = await _verify(node, task, await _identify(node, task))
     if task.stage is not Stage.LIVE:  # its shim has died meanwhile
         return
-    if left.to_reap or isinstance(error, DeadlineExceeded):
-        raise error
+    if left.pids:
+        raise type(error)(f"{error}; of it there is {await node.cgroups.named(task.record.cgroup)}") from error
     task.ended = True
+    if left.engine_state or isinstance(error, DeadlineExceeded):
+        raise PartlyReleased(
+            f"container {task.id} has no process any more, but its shim doesn't delete it: {error}. It is tried again; when the pod is "
+            "stopped its shim is ended, and it goes without",
+            {Kind.SNAPSHOT, Kind.CGROUP} if left else set(),
+        ) from error
     if left.mounts:
         holders = await node.mounts.holders(task.bundle.rootfs)
         count_holders(holders)
@@ -378,8 +385,8 @@ async def _task_delete(_: Node, task: Task) -> None:
     if task.stage is not Stage.LIVE:  # the shim died right after its answer, and its cleanup was faster than we
         return
     task.move(Stage.DELETED)
-    if task.pid:
-        task.finish(exit_ or exits.lost(task.pid, "its shim didn't know it any more when it was deleted"))
+    if exit_ is not None:  # else it is told when no process is left: a shim that took a dead one's place knows none of its containers
+        task.finish(exit_)
 
 
 @step("shutdown")

@@ -8,19 +8,19 @@ when the incarnation that asked for it (`Life`) has died before that: what a `ki
 from __future__ import annotations
 
 import asyncio
-import heapq
 import itertools
 import os
 import random
 import secrets
-import selectors
+import select
 import time
 import uuid
 from collections import deque
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
-from contextvars import Context, ContextVar
+from contextvars import Context, ContextVar, copy_context
 from functools import partial
+from heapq import heappop, heappush
 from typing import Any
 
 EPOCH = 1_800_000_000.0
@@ -42,9 +42,20 @@ class Life:
         self.dead = False
         self.ending = False
         """It stops in order: what it is doing may be cut off."""
-        self.tasks: dict[asyncio.Task[Any], None] = {}
         self.readers: dict[int, None] = {}
         """Descriptors that it polls; a kernel closes them with the process."""
+        self._tasks: list[asyncio.Task[Any]] = []
+        self._room = 256
+
+    def began(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.append(task)
+        if len(self._tasks) > self._room:
+            self._room = 2 * len(self.tasks()) + 256
+
+    def tasks(self) -> list[asyncio.Task[Any]]:
+        """Its tasks that have not ended, the oldest first."""
+        self._tasks = [task for task in self._tasks if not task.done()]
+        return self._tasks
 
     def check(self) -> None:
         """For everything that acts on the node. Raises CancelledError: it is dead, and can do nothing."""
@@ -59,7 +70,16 @@ CURRENT: ContextVar[Life | None] = ContextVar("life", default=None)
 """Whose code runs: None is the world itself."""
 
 
-class Loop(asyncio.SelectorEventLoop):
+class Handle(list[Any]):
+    """`asyncio.Handle`, as callback, arguments and context: thousands are made in each schedule."""
+
+    __slots__ = ()
+
+    def cancel(self) -> None:
+        self[0] = None
+
+
+class Loop(asyncio.BaseEventLoop):
     """The loop of one world.
 
     It does what asyncio's does, and less of it, since most of the time goes here: nothing is checked, and timers are ordered by their
@@ -69,36 +89,39 @@ class Loop(asyncio.SelectorEventLoop):
     def __init__(self, seed: object) -> None:
         self.now = _BOOTED
         self.random = random.Random(f"world {seed}")
-        self._selected = selectors.PollSelector()
-        self._due: deque[asyncio.Handle] = deque()
-        self._timers: list[tuple[float, int, asyncio.Handle]] = []
-        self._numbers = itertools.count()
-        super().__init__(self._selected)
         self.slow_calls = 0.3
         """How many of the calls in threads take longer than no time at all."""
+        self._poll = select.poll()
+        self._readers: dict[int, Handle] = {}
+        self._due: deque[Handle] = deque()
+        self._timers: list[tuple[float, int, Handle]] = []
+        self._numbers = itertools.count()
+        super().__init__()
+        self.get_debug = bool  # type: ignore[method-assign]  # False. Each future and task asks for it, and this is no call of Python's
 
     def time(self) -> float:
         return self.now
 
-    def call_soon(self, callback: Callable[..., Any], *args: Any, context: Context | None = None) -> asyncio.Handle:  # type: ignore[override]
-        handle = asyncio.Handle(callback, args, self, context)
+    def call_soon(self, callback: Callable[..., Any], *args: Any, context: Context | None = None) -> Handle:  # type: ignore[override]
+        handle = Handle((callback, args, context or copy_context()))
         self._due.append(handle)
         return handle
 
-    def call_at(self, when: float, callback: Callable[..., Any], *args: Any, context: Context | None = None) -> asyncio.TimerHandle:  # type: ignore[override]
-        handle = asyncio.TimerHandle(when, callback, args, self, context)
-        heapq.heappush(self._timers, (when, next(self._numbers), handle))
+    def call_at(self, when: float, callback: Callable[..., Any], *args: Any, context: Context | None = None) -> Handle:  # type: ignore[override]
+        handle = Handle((callback, args, context or copy_context()))
+        heappush(self._timers, (when, next(self._numbers), handle))
         return handle
 
-    def call_later(self, delay: float, callback: Callable[..., Any], *args: Any, context: Context | None = None) -> asyncio.TimerHandle:  # type: ignore[override]
-        return self.call_at(self.now + delay, callback, *args, context=context)
+    def call_later(self, delay: float, callback: Callable[..., Any], *args: Any, context: Context | None = None) -> Handle:  # type: ignore[override]
+        handle = Handle((callback, args, context or copy_context()))
+        heappush(self._timers, (self.now + delay, next(self._numbers), handle))
+        return handle
 
     def create_task(self, coro: Any, *, name: object = None, context: Context | None = None) -> asyncio.Task[Any]:
         task: asyncio.Task[Any] = asyncio.Task(coro, loop=self, name=name, context=context)  # type: ignore[arg-type]
         life = CURRENT.get() if context is None else context.get(CURRENT)
         if life is not None:
-            life.tasks[task] = None
-            task.add_done_callback(life.tasks.pop)
+            life.began(task)
         return task
 
     def _run_once(self) -> None:
@@ -106,25 +129,33 @@ class Loop(asyncio.SelectorEventLoop):
         due, timers = self._due, self._timers
         if not due:
             self._pass_time()
-        while timers and timers[0][0] <= self.now:
-            due.append(heapq.heappop(timers)[2])
+        now = self.now
+        while timers and timers[0][0] <= now:
+            due.append(heappop(timers)[2])
         for _ in range(len(due)):
-            handle = due.popleft()
-            if not handle._cancelled:
-                handle._run()
+            callback, args, context = due.popleft()
+            if callback is None:
+                continue
+            try:
+                context.run(callback, *args)
+            except (SystemExit, KeyboardInterrupt):
+                raise
+            except BaseException as error:
+                self.call_exception_handler({"message": f"exception in {callback}", "exception": error})
 
     def _pass_time(self) -> None:
-        timers = self._timers
-        if len(self._selected.get_map()) > 1:  # one is the loop's own
-            for key, _ in self._selected.select(0):
-                self._due.append(key.data[0])
+        if self._readers:
+            for descriptor, _ in self._poll.poll(0):
+                self._due.append(self._readers[descriptor])
             if self._due:
                 return
-        while timers and timers[0][2].cancelled():
-            heapq.heappop(timers)
+        timers = self._timers
+        while timers and timers[0][2][0] is None:
+            heappop(timers)
         if not timers:
             raise DeadlockError("everybody waits, and nobody will ever go on")
-        self.now = max(self.now, timers[0][0])
+        if timers[0][0] > self.now:
+            self.now = timers[0][0]
 
     def run_in_executor(self, executor: Any, func: Callable[..., Any], *args: Any) -> asyncio.Future[Any]:  # type: ignore[override]
         future = self.create_future()
@@ -138,12 +169,18 @@ class Loop(asyncio.SelectorEventLoop):
     def add_reader(self, fd: Any, callback: Callable[..., Any], *args: Any) -> None:  # type: ignore[override]
         if (life := CURRENT.get()) is not None:
             life.readers[fd] = None
-        super().add_reader(fd, callback, *args)
+        self._readers[fd] = Handle((callback, args, copy_context()))
+        self._poll.register(fd, select.POLLIN)
 
     def remove_reader(self, fd: Any) -> bool:
         if (life := CURRENT.get()) is not None:
             life.readers.pop(fd, None)
-        return super().remove_reader(fd)
+        handle = self._readers.pop(fd, None)
+        if handle is None:
+            return False
+        handle.cancel()
+        self._poll.unregister(fd)
+        return True
 
     def start(self, work: Coroutine[Any, Any, Any], context: Context) -> asyncio.Task[Any]:
         """A task in somebody else's context."""

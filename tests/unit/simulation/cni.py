@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -35,13 +36,19 @@ class Network:
         """Plugin and sandbox."""
         self.busy: dict[str, Job] = {}
         node.kernel.at_namespace_end = self.namespace_ended
+        node.remove_chains = self._remove_chains
         node.programs["bridge"] = self._run
         node.programs["portmap"] = self._run
         (node.cni_dir / "net.d" / "10-pods.conflist").write_text(json.dumps(CONFIG))
         (self.leases / NETWORK).mkdir()
 
-    def lease_of(self, sandbox: str) -> Path | None:
-        return next((path for path in (self.leases / NETWORK).iterdir() if path.read_text().split("\n")[0] == sandbox), None)
+    def lease_of(self, sandbox: str) -> str:
+        """The address that is leased to it; empty: none."""
+        directory = f"{self.leases}/{NETWORK}"
+        for address in os.listdir(directory):
+            if _first_line(f"{directory}/{address}") == sandbox:
+                return address
+        return ""
 
     def left(self) -> list[str]:
         """What is there of anybody."""
@@ -88,7 +95,7 @@ class Network:
             return 0
         if inode is None:
             return _failure(job, "no netns")
-        taken = {path.name for path in (self.leases / NETWORK).iterdir()}
+        taken = set(os.listdir(self.leases / NETWORK))
         free = next((ip for number in range(2, _POOL) if (ip := f"10.88.0.{number}") not in taken), "")
         if not free:
             return _failure(job, "no IP addresses available in range set")
@@ -115,9 +122,8 @@ class Network:
         if plugin == "portmap":
             self.chains.discard((plugin, sandbox))
             return
-        for path in list((self.leases / NETWORK).iterdir()):
-            if path.read_text().split("\n")[0] == sandbox:
-                path.unlink()
+        while address := self.lease_of(sandbox):
+            (self.leases / NETWORK / address).unlink()
         await step()
         if inode is None:  # the chain's name is made of the address, which is read from the interface
             return
@@ -125,10 +131,24 @@ class Network:
         await step()
         self.chains.discard((plugin, sandbox))
 
+    def _remove_chains(self, network: str, sandbox: str) -> list[str]:
+        """`agent.network.chains.remove_chains_of`."""
+        left = [chain for chain in self.chains if chain[1] == sandbox]
+        self.chains.difference_update(left)
+        return [f"chain of {plugin}" for plugin, _ in left]
+
     def namespace_ended(self, inode: int) -> None:
         """Its interfaces end with it."""
         for sandbox in [sandbox for sandbox, where in self.interfaces.items() if where == inode]:
             del self.interfaces[sandbox]
+
+
+def _first_line(path: str) -> str:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        return os.read(descriptor, 100).partition(b"\n")[0].decode()
+    finally:
+        os.close(descriptor)
 
 
 def _failure(job: Job, text: str) -> int:

@@ -7,12 +7,11 @@ nothing of it is left in the test's process.
 from __future__ import annotations
 
 import asyncio
-import sqlite3
-from asyncio import events
 from collections.abc import Callable, Coroutine, Mapping
 from contextlib import suppress
 from contextvars import Context, copy_context
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -22,7 +21,7 @@ import tenacity
 from agent.aio import Supervisor
 from agent.config.handlers import RuntimeHandler
 from agent.daemon import health, releasers
-from agent.errdefs import NotFound, Unavailable
+from agent.errdefs import NotFound
 from agent.events import Exchange
 from agent.images.documents import ImageConfig
 from agent.images.image import Image
@@ -40,12 +39,12 @@ from agent.store.kinds import Kind
 from agent.store.ledger import Resource
 from agent.store.release import Releases
 from agent.store.store import Store
-from agent.store.writer import Commit, Deliver, Write
 from cri.api import api_pb2
 from cri.server import services
 from tests.unit.pods.specs import facts
 from tests.unit.simulation.clock import CURRENT, EPOCH, Life, close_descriptors
 from tests.unit.simulation.copier import Copier, SimLauncher
+from tests.unit.simulation.disk import Disk, SimWriter
 from tests.unit.simulation.generations import GENERATIONS
 from tests.unit.simulation.node import Node, daemon_cgroup
 from tests.unit.simulation.shims import Shims, SimSockets
@@ -70,12 +69,17 @@ def runtime_config(node: Node) -> RuntimeConfig:
 
 def handlers(node: Node) -> dict[str, RuntimeHandler]:
     """One for each generation, and one whose sandbox is a task in a runc shim."""
+    return _handlers(str(node.binaries))
+
+
+@cache
+def _handlers(binaries: str) -> dict[str, RuntimeHandler]:
     made = {
         each.name: RuntimeHandler(
             each.name,
             _TYPES[each.kind],
-            path=str(node.binaries / each.binary),
-            engine=str(node.binaries / "runc") if each.kind == "runc" else "",
+            path=f"{binaries}/{each.binary}",
+            engine=f"{binaries}/runc" if each.kind == "runc" else "",
             sandbox="pinned" if each.kind == "runc" else "task",
         )
         for each in GENERATIONS
@@ -84,48 +88,6 @@ def handlers(node: Node) -> dict[str, RuntimeHandler]:
         plain = made[name]
         made[f"{name}-task"] = RuntimeHandler(f"{name}-task", plain.runtime_type, plain.path, plain.engine, sandbox="task")
     return made
-
-
-class Disk:
-    """Whether the file systems of the two databases are full."""
-
-    def __init__(self) -> None:
-        self.full = False
-        self.refused = 0
-
-
-class SimWriter:
-    """`agent.store.writer.WriterThread`: a write is done when `put` returns; its answer comes in the loop's next turn."""
-
-    def __init__(self, life: Life, disk: Disk, commit: Commit, deliver: Deliver) -> None:
-        self._life = life
-        self._disk = disk
-        self._commit = commit
-        self._deliver = deliver
-
-    def put(self, write: Write) -> None:
-        if self._life.dead:
-            write.error = Unavailable("this incarnation is dead")
-        elif self._disk.full and not write.reads:
-            self._disk.refused += 1
-            write.error = Unavailable("the store can't be written: database or disk is full")
-            write.error.__cause__ = sqlite3.OperationalError("database or disk is full")
-        else:
-            _off_loop(lambda: self._commit([write]))
-        asyncio.get_running_loop().call_soon(self._deliver, [write])
-
-    async def stop(self, last: Callable[[], None]) -> None:
-        _off_loop(last)
-
-
-def _off_loop(work: Callable[[], None]) -> None:
-    """The database insists on not being used on the loop's thread. Here nobody waits for it."""
-    loop = events._get_running_loop()
-    events._set_running_loop(None)
-    try:
-        work()
-    finally:
-        events._set_running_loop(loop)
 
 
 class Images:
@@ -182,6 +144,7 @@ class Daemon:
     store: Store = field(init=False)
     tasks: TaskManager = field(init=False)
     exchange: Exchange = field(init=False)
+    known: asyncio.Event = field(default_factory=asyncio.Event)
     recovered: asyncio.Event = field(default_factory=asyncio.Event)
     gone: asyncio.Event = field(default_factory=asyncio.Event)
     """It has been killed."""
@@ -230,13 +193,12 @@ class Daemon:
 
     async def _end_tasks(self) -> None:
         for _ in range(100):
-            if not self.life.tasks:
+            if not (tasks := self.life.tasks()):
                 return
-            tasks = list(self.life.tasks)
             for task in tasks:
                 task.cancel()
             await asyncio.wait(tasks, timeout=0.01)
-        raise AssertionError(f"a dead daemon goes on: {list(self.life.tasks)}")
+        raise AssertionError(f"a dead daemon goes on: {self.life.tasks()}")
 
     async def _close(self) -> None:
         """What the kernel does: descriptors."""
@@ -290,7 +252,7 @@ class Daemon:
             bin_dirs=(node.binaries,),
             cache_dir=node.cni_dir,
             environ={},
-            remove_chains=lambda *_: [],  # nodes here have no iptables
+            remove_chains=node.remove_chains,
         )
         await network.start()
         self._ends.append(lambda: network.stop(1))
@@ -339,11 +301,11 @@ class Daemon:
         self._ends += [lambda: self._background.stop(0), lambda: releases.stop(5), lambda: supervisor.stop(5)]
         self._background.start(exits.watch(pods, subscription), name="exits")
         self._background.start(health.watch_pins(pods), name="pins")
-        self._verbs = services.verbs(pods, self.recovered)[api_pb2.DESCRIPTOR.services_by_name["RuntimeService"]]
+        self._verbs = services.verbs(pods, self.known)[api_pb2.DESCRIPTOR.services_by_name["RuntimeService"]]
         self._background.start(self._recover(), name="recovery")
 
     async def _recover(self) -> None:
-        await recovery.recover(self.pods)
+        await recovery.recover(self.pods, self.known)
         self.recovered.set()
         self._background.start(self.pods.releases.run_pending(asyncio.Event()), name="pending releases")
 

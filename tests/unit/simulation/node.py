@@ -70,6 +70,7 @@ class Node:
         self.sink: Sink | None = None
         self.on_kill: Callable[[Proc], None] = lambda proc: None
         self.on_release_pin: Callable[[Path], None] = lambda path: None
+        self.remove_chains: Callable[[str, str], list[str]] = lambda network, sandbox: []
         self.jobs: dict[Job, asyncio.Task[None]] = {}
         self.context = copy_context()
         self.context.run(CURRENT.set, None)

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Coroutine, Iterator
 from contextlib import suppress
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,8 @@ class Oracle:
         self.unpinned: set[Path] = set()
         self.disturbed = False
         """Something was made to fail: a shim that can't be replaced is tried again by the next create only."""
+        self._seen: dict[str, tuple[object, bytes]] = {}
+        """By id, the record whose wire bytes were found to be right, and these. Records don't change, others take their place."""
         self._exits: dict[str, tuple[int, int]] = {}
         self._told: Counter[tuple[str, str]] = Counter()
         self._node.on_kill = self._killed
@@ -51,6 +54,7 @@ class Oracle:
         """Hear the events of a new incarnation."""
         self._exits.clear()
         self._told.clear()
+        self._seen.clear()
         publish = daemon.exchange.publish
 
         def heard(event: Event) -> None:
@@ -162,31 +166,38 @@ class Oracle:
     def _of_daemon(self, daemon: Daemon) -> Iterator[str]:
         registry = daemon.pods.registry
         for sandbox in registry.sandboxes:
-            if sandbox.item != element(1, sandbox.record.to_item().SerializeToString()):
+            if self._is_old(sandbox):
                 yield f"the wire bytes of sandbox {sandbox.record.id} are old (14)"
             if sandbox.record.state is SandboxState.READY and sandbox.record.id not in self.asked:
                 yield from self._ready(sandbox)
         for live in registry.containers:
-            if live.item != element(1, live.record.to_item().SerializeToString()):
+            if self._is_old(live):
                 yield f"the wire bytes of container {live.record.id} are old (14)"
             yield from self._exited(live.record)
             if live.record.sandbox_id not in registry.sandboxes:
                 yield f"container {live.record.id} is listed without its sandbox"
         yield from self._at_once(daemon)
 
+    def _is_old(self, live: LiveSandbox | LiveContainer) -> bool:
+        record, item = live.record, live.item
+        seen = self._seen.get(record.id)
+        if seen is not None and seen[0] is record and seen[1] is item:
+            return False
+        self._seen[record.id] = record, item
+        return item != element(1, record.to_item().SerializeToString())
+
     def _ready(self, sandbox: LiveSandbox) -> Iterator[str]:
         record = sandbox.record
         for kind, pin in record.pins.items():
-            path = Path(pin.path)
+            path = path_of(pin.path)
             if path not in self.unpinned and self._node.kernel.pins.get(path) != pin.inode:
                 yield f"sandbox {record.id} is ready, but its {kind} namespace is not there (10)"
-        if not Path(record.directory).is_dir():
+        if not os.path.isdir(record.directory):
             yield f"sandbox {record.id} is ready, but its directory is gone (10)"
-        if record.ips:
-            lease = self._world.network.lease_of(record.id)
-            if lease is None or lease.name != record.ips[0]:
-                yield f"sandbox {record.id} is ready, but its address {record.ips[0]} isn't leased to it (10)"
-        if "ipc" in record.pins and not self._node.kernel.mounts_below(Path(record.directory) / "shm"):
+        if record.ips and self._world.network.lease_of(record.id) != record.ips[0]:
+            yield f"sandbox {record.id} is ready, but its address {record.ips[0]} isn't leased to it (10)"
+        shared = f"{record.directory}/shm"
+        if "ipc" in record.pins and not any(mount.text == shared for mount in self._node.kernel.mounts):
             yield f"sandbox {record.id} is ready, but its /dev/shm is not mounted (10)"
 
     def _exited(self, record: ContainerRecord) -> Iterator[str]:
@@ -195,26 +206,33 @@ class Oracle:
         told = (record.exit_code, record.finished_at)
         if self._exits.setdefault(record.id, told) != told:
             yield f"the exit of {record.id} was {self._exits[record.id]} and is {told} now (4)"
+        container = self._world.engine.containers.get(record.id)
+        if container is not None and container.init is not None and container.init.alive:
+            yield f"container {record.id} is told to have ended, but its init {container.init} is there (4)"
 
     def _at_once(self, daemon: Daemon) -> Iterator[str]:
-        """List and Status answer without a wait (14)."""
-        pods = daemon.pods
-        calls: list[tuple[str, Any]] = [
-            ("ListPodSandbox", sandbox_status.list_pod_sandbox(pods, cri.ListPodSandboxRequest())),
-            ("ListContainers", container_status.list_containers(pods, cri.ListContainersRequest())),
-        ]
-        verbose = self._node.random.random() < 0.2
-        for sandbox in list(pods.registry.sandboxes)[:1]:
+        """List and Status answer without a wait (14): one of them, another one each time."""
+        pods, choices = daemon.pods, self._node.random
+        sandbox, live = next(iter(pods.registry.sandboxes), None), next(iter(pods.registry.containers), None)
+        verbose = choices.random() < _VERBOSE
+        verb = choices.choice(("ListPodSandbox", "ListContainers", "PodSandboxStatus", "ContainerStatus"))
+        call: Coroutine[Any, Any, Any]
+        if verb == "ListPodSandbox":
+            call = sandbox_status.list_pod_sandbox(pods, cri.ListPodSandboxRequest())
+        elif verb == "ListContainers":
+            call = container_status.list_containers(pods, cri.ListContainersRequest())
+        elif verb == "PodSandboxStatus" and sandbox is not None:
             request = cri.PodSandboxStatusRequest(pod_sandbox_id=sandbox.record.id, verbose=verbose)
-            calls.append(("PodSandboxStatus", sandbox_status.pod_sandbox_status(pods, request)))
-        for live in list(pods.registry.containers)[:1]:
+            call = sandbox_status.pod_sandbox_status(pods, request)
+        elif verb == "ContainerStatus" and live is not None:
             wanted = cri.ContainerStatusRequest(container_id=live.record.id, verbose=verbose)
-            calls.append(("ContainerStatus", container_status.container_status(pods, wanted)))
-        for name, call in calls:
-            with suppress(StopIteration):
-                call.send(None)
-                yield f"{name} waits (14)"
-            call.close()
+            call = container_status.container_status(pods, wanted)
+        else:
+            return
+        with suppress(StopIteration):
+            call.send(None)
+            yield f"{verb} waits (14)"
+        call.close()
 
     # ---- when all has come to rest
 
@@ -254,18 +272,22 @@ class Oracle:
         found += [f"mount {mount.path}" for mount in kernel.mounts]
         found += [f"pin {path}" for path in kernel.pins] + [f"file {path}" for path in node.netns_dir.iterdir()]
         found += [f"cgroup {path}" for path in kernel.cgroups if path not in _FURNITURE and not path.startswith("/daemon-")]
-        found += [thing for thing in world.network.left() if not self._excused(thing)]
+        found += world.network.left()
         found += [f"socket {address}" for address in world.shims.sockets]
         for directory in _EMPTY:
             with suppress(FileNotFoundError):
                 found += [f"file {path.relative_to(node.top)}" for path in (node.top / directory).iterdir()]
         return found
 
-    def _excused(self, thing: str) -> bool:
-        """Nat chains stay where somebody took the namespace away before DEL could be asked for (decisions.md 18)."""
-        return bool(self.unpinned) and thing.startswith("nat chain")
+
+@lru_cache(256)
+def path_of(text: str) -> Path:
+    """The path, which is asked for again and again."""
+    return Path(text)
 
 
+_VERBOSE = 0.2
+"""How many of the requests for a status ask for all."""
 _FURNITURE = frozenset({"/shims", "/shims/log-copier", "/pods"})
 _EMPTY = (
     "run/io.containerd.runtime.v2.task/k8s.io",

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import structlog
+from structlog._config import BoundLoggerLazyProxy
 
 from agent.errdefs import OrlopError
 from agent.leaks.finding import Finding, State, Thing
@@ -29,14 +30,15 @@ from cri.api import api_pb2 as cri
 from tests.unit.simulation import render
 from tests.unit.simulation.clock import DeadlockError, simulated
 from tests.unit.simulation.daemon import IMAGE, Daemon
+from tests.unit.simulation.disk import Disk
 from tests.unit.simulation.failures import Failpoints, installed
 from tests.unit.simulation.harm import Harm, container_of, sandbox_of
 from tests.unit.simulation.oracle import Oracle
 from tests.unit.simulation.schedule import HARMS, Op, Schedule
 from tests.unit.simulation.world import World, make_binaries, remove
 
-_CALLS = 22
-"""After so many, the last ones included, the rest of a schedule is left out. Some of the last may not be needed: then 20 are left."""
+_CALLS, _FEWEST_CALLS = 22, 20
+"""After so many, the last ones included, the rest of a schedule is left out. If some of the last aren't needed, there are fewer."""
 _PATIENCE = 60.0
 """Seconds that the kubelet waits for an answer before it goes on."""
 _REST = 900.0
@@ -257,6 +259,9 @@ class Player:
         if self._found(list(self._oracle.at_rest(daemon)) + await self._leaks(daemon), "at rest"):
             return
         await self._remove_all(daemon)
+        while self._outcome.calls < _FEWEST_CALLS:  # a kubelet that asks once more for the end of what has ended
+            gone = cri.RemovePodSandboxRequest(pod_sandbox_id=self._choices.choice(sorted(self._oracle.asked) or ["never-there"]))
+            await self._or_dead(daemon, self._begin(daemon, "RemovePodSandbox", gone), _PATIENCE)
         left = self._oracle.left()
         left += [f"ledger {resource.id} {resource.state} {resource.error}" for resource in daemon.store.ledger.all()]
         left += [f"listed {live.record.id}" for live in (*daemon.pods.registry.sandboxes, *daemon.pods.registry.containers)]
@@ -336,12 +341,12 @@ def play(seed: int, schedule: Schedule, directory: Path, *, verbose: bool = Fals
     outcome = Outcome()
     choices = random.Random(f"play {seed}")
     top = directory / f"node-{seed}"
-    points = Failpoints()
+    points, disk = Failpoints(), Disk()
     original = bundle._remove
-    with simulated(seed) as loop, installed(points), _logs(outcome, verbose):
+    with simulated(seed) as loop, installed(points), disk.installed(), _logs(outcome, verbose):
 
         async def work() -> None:
-            world = World(loop, top, make_binaries(directory / "bin"), v2=choices.random() < 0.7)
+            world = World(loop, top, make_binaries(directory / "bin"), disk, v2=choices.random() < 0.7)
             player = Player(world, points, outcome, choices)
             bundle._remove = partial(_checked, player, original)
             try:
@@ -381,10 +386,22 @@ def _logs(outcome: Outcome, verbose: bool) -> Iterator[None]:
 
     level = 10 if verbose else 40
     structlog.configure(processors=[keep], wrapper_class=structlog.make_filtering_bound_logger(level), cache_logger_on_first_use=False)
+    made = BoundLoggerLazyProxy.__getattr__
+    if not verbose:  # a logger would be made for each line, and drop it
+
+        def only_errors(proxy: BoundLoggerLazyProxy, name: str) -> Any:
+            return _unheard if name in ("debug", "info", "warning") else made(proxy, name)
+
+        BoundLoggerLazyProxy.__getattr__ = only_errors  # type: ignore[method-assign]
     try:
         yield
     finally:
+        BoundLoggerLazyProxy.__getattr__ = made  # type: ignore[method-assign]
         structlog.configure(**before)
+
+
+def _unheard(*_: Any, **fields: Any) -> None:
+    pass
 
 
 _MISTAKES = frozenset({"task failed", "event not acted on", "could not be checked", "no event"})

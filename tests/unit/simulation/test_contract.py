@@ -10,6 +10,7 @@ import pytest
 from tests.shim_contract import CHECKS, TRAITS, Check, Rig, mount_of
 from tests.unit.simulation.clock import Life, simulated
 from tests.unit.simulation.daemon import SHIM_CGROUP, handlers, runtime_config
+from tests.unit.simulation.disk import Disk
 from tests.unit.simulation.node import daemon_cgroup
 from tests.unit.simulation.shims import SimSockets
 from tests.unit.simulation.syscalls import SimCgroups, SimMounts, SimProcesses
@@ -27,7 +28,7 @@ def test_contract(generation: str, check: Check, directory: Path) -> None:
     with simulated(check.__name__) as loop:
 
         async def work() -> None:
-            world = World(loop, directory / "node", make_binaries(directory / "bin"), v2=True)
+            world = World(loop, directory / "node", make_binaries(directory / "bin"), Disk(), v2=True)
             node, life = world.node, Life(1)
             node.kernel.make_cgroup(daemon_cgroup(life))
             (node.top / "rootfs").mkdir()

@@ -10,7 +10,8 @@ from pathlib import Path
 from tests.unit.simulation.clock import Loop
 from tests.unit.simulation.cni import Network
 from tests.unit.simulation.copier import Copier
-from tests.unit.simulation.daemon import Daemon, Disk, runtime_config
+from tests.unit.simulation.daemon import Daemon, runtime_config
+from tests.unit.simulation.disk import Disk
 from tests.unit.simulation.engine import Engine
 from tests.unit.simulation.generations import GENERATIONS
 from tests.unit.simulation.node import Node
@@ -30,7 +31,7 @@ def make_binaries(directory: Path) -> Path:
 class World:
     """One node from its boot to its end."""
 
-    def __init__(self, loop: Loop, top: Path, binaries: Path, *, v2: bool) -> None:
+    def __init__(self, loop: Loop, top: Path, binaries: Path, disk: Disk, *, v2: bool) -> None:
         self.loop = loop
         self.node = Node(loop, top, binaries, v2=v2)
         (top / "proc" / "self").mkdir(parents=True)
@@ -43,7 +44,7 @@ class World:
         self.network = Network(self.node)
         self.shims = Shims(self.node, self.engine, runtime_config(self.node))
         self.copier = Copier(self.node, self._silent)
-        self.disk = Disk()
+        self.disk = disk
         self.daemon: Daemon | None = None
         self.starts = 0
         self.crashes = 0
@@ -87,6 +88,7 @@ class World:
         self.network.chains.clear()
         self.shims.sockets.clear()
         self.engine.containers.clear()
+        self.disk.lose(node.state_dir)
         for directory in (node.state_dir, node.netns_dir):
             shutil.rmtree(directory)
             directory.mkdir()

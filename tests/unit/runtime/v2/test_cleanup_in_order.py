@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from agent.errdefs import Closed, DeadlineExceeded, FailedPrecondition, Unknown
+from agent.errdefs import Closed, DeadlineExceeded, FailedPrecondition, OrlopError, Unknown
 from agent.events import Exit
 from agent.runtime.v2 import steps
 from agent.runtime.v2.cleanup import cleanup_after_dead_shim, cleanup_failed_create, delete_task, shutdown_shim
@@ -26,6 +26,7 @@ from tests.unit.runtime.v2.journal import (
     deleted,
     fork,
     freed,
+    nothing,
     several_turns,
     told,
 )
@@ -78,7 +79,20 @@ async def test_delete_of_one_that_the_shim_does_not_know(world: World) -> None:
     world.containers["c1"].known_to_shim = False
     world.end(world.containers["c1"])
     await delete_task(world.node, world.tasks["c1"])
-    assert world.journal == ["Kill c1", "Delete c1", "TaskExit c1 255", "look c1", *freed("c1"), "TaskDelete c1"]
+    assert world.journal == ["Kill c1", "Delete c1", "look c1", *freed("c1"), "TaskExit c1 255", "TaskDelete c1"]
+
+
+@pytest.mark.field_fault("9", "23")
+async def test_delete_of_one_that_the_shim_does_not_know_and_that_does_not_end(world: World) -> None:
+    """The shim that knew it is dead, this is its successor. Nobody may be told an exit and start a second one beside it."""
+    container = world.containers["c1"]
+    container.known_to_shim, container.unkillable, container.shim_delete_does = False, True, nothing
+    with pytest.raises(DeadlineExceeded):
+        await delete_task(world.node, world.tasks["c1"])
+    assert world.tasks["c1"].exited is None
+    container.unkillable = False
+    await delete_task(world.node, world.tasks["c1"])
+    assert world.journal[-2:] == told("c1")
 
 
 async def test_what_delete_left_is_taken_down_by_shim_delete(world: World) -> None:
@@ -133,7 +147,7 @@ async def test_delete_that_timed_out_is_found_done(task_world: World) -> None:
         raise DeadlineExceeded("no answer")
 
     task_world.answers["Delete"] = slow
-    with pytest.raises(DeadlineExceeded):
+    with pytest.raises(PartlyReleased, match="no answer"):
         await delete_task(task_world.node, task_world.tasks["pod"])
     assert task_world.shim_runs
     assert task_world.tasks["pod"].stage is Stage.LIVE
@@ -163,6 +177,38 @@ async def test_a_busy_rootfs_names_its_holder_and_lets_the_shim_go(world: World)
     assert world.left() == []
 
 
+@pytest.mark.parametrize("failure", [Unknown("the cgroup is busy"), DeadlineExceeded("no answer")], ids=["fails", "mute"])
+async def test_a_shim_that_never_deletes_goes_with_the_pod(world: World, failure: OrlopError) -> None:
+    """Its container has no process, so that it must not keep the pod Terminating for ever."""
+
+    def fail() -> None:
+        raise failure
+
+    world.answers["Delete"] = fail
+    for name in ("c1", "c2"):
+        with pytest.raises(PartlyReleased, match=f"no process any more, but its shim doesn't delete it: {failure}") as raised:
+            await delete_task(world.node, world.tasks[name])
+        assert raised.value.still_uses == {Kind.SNAPSHOT, Kind.CGROUP}
+    assert world.shim_runs
+    await shutdown_shim(world.node, world.shim)
+    assert [line for line in world.journal if line.startswith("shim delete")] == ["shim delete c2", "shim delete c1"]
+    assert world.left() == []
+
+
+async def test_a_delete_that_fails_beside_a_process_leaves_the_task_in_its_shim(world: World) -> None:
+    def fail() -> None:
+        world.containers["c1"].runs = True
+        raise Unknown("device or resource busy")
+
+    world.answers["Delete"] = fail
+    with pytest.raises(Unknown, match="busy"):
+        await delete_task(world.node, world.tasks["c1"])
+    assert world.tasks["c1"].stage is Stage.LIVE
+    assert world.journal == ["Kill c1", "TaskExit c1 137", "Delete c1", "look c1"]
+    with pytest.raises(FailedPrecondition, match="c1"):
+        await shutdown_shim(world.node, world.shim)
+
+
 @pytest.mark.field_fault("1")
 async def test_a_busy_rootfs_goes_when_its_holder_has_gone(world: World) -> None:
     world.containers["c1"].holder = True
@@ -185,19 +231,6 @@ async def test_a_shim_that_can_never_delete_what_is_gone(world: World) -> None:
     await delete_task(world.node, world.tasks["c1"])
     assert world.journal[2:] == ["Delete c1", "look c1", "look c1", *freed("c1"), "TaskDelete c1"]
     assert list(world.shim.tasks) == ["c2"]
-
-
-async def test_a_delete_that_fails_leaves_the_task_in_its_shim(world: World) -> None:
-    def fail() -> None:
-        raise Unknown("device or resource busy")
-
-    world.answers["Delete"] = fail
-    with pytest.raises(Unknown, match="busy"):
-        await delete_task(world.node, world.tasks["c1"])
-    assert world.tasks["c1"].stage is Stage.LIVE
-    assert world.journal == ["Kill c1", "TaskExit c1 137", "Delete c1", "look c1"]
-    with pytest.raises(FailedPrecondition, match="c1"):
-        await shutdown_shim(world.node, world.shim)
 
 
 async def test_the_shim_dies_during_delete(world: World) -> None:

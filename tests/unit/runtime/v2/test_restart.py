@@ -177,10 +177,24 @@ async def test_a_task_that_its_shim_does_not_know(rig: Rig) -> None:
     """The previous daemon died between Delete and the rest."""
     await rig.pinned()
     await rig.create()
-    del rig.node.shim("pod").containers["c1"]
+    rig.node.shim("pod").containers.pop("c1").stop(3)
     await rig.restart()
     exit_ = await rig.manager.get("c1").wait()
     assert (exit_.status, exit_.reason) == (255, "Unknown")
+    await rig.release()
+
+
+@pytest.mark.field_fault("9", "23")
+async def test_a_task_that_its_shim_does_not_know_and_that_runs(rig: Rig) -> None:
+    """Its own shim died and could not be cleaned up after: the process did not end. The successor has never heard of it."""
+    await rig.pinned()
+    await rig.create()
+    container = rig.node.shim("pod").containers.pop("c1")
+    await rig.restart()
+    task = rig.manager.get("c1")
+    assert task.exited is None
+    container.process.ended.set()
+    assert (await task.wait()).reason == "Unknown"
     await rig.release()
 
 
@@ -272,7 +286,7 @@ async def test_leftovers_of_a_removal_and_of_another_boot(rig: Rig) -> None:
     (work_dirs / "of-another-boot").mkdir(parents=True)
     await rig.pinned()
     await rig.restart()
-    await rig.manager.cleanup_work_dirs()
+    await rig.manager.remove_work_dirs(await rig.manager.orphaned_work_dirs())
     assert not rig.bundle(".c9").exists()
     assert [path.name for path in work_dirs.iterdir()] == ["pod"]
     await rig.release()
