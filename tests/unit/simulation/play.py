@@ -245,7 +245,7 @@ class Player:
     async def _end(self) -> None:
         """Everything is well again; after a while the kubelet removes all its pods; then nothing may be left."""
         if self._world.disk.full and not self._oracle.disturbed and not self._harm.done:
-            await self._remove_all(await self._boot())  # which needs no disk (11)
+            await self._remove_all()  # which needs no disk (11)
             if self._found([f"left with a full disk: {thing} (11)" for thing in self._oracle.left()], "a full disk"):
                 return
         self._heal()
@@ -258,7 +258,7 @@ class Player:
             return
         if self._found(list(self._oracle.at_rest(daemon)) + await self._leaks(daemon), "at rest"):
             return
-        await self._remove_all(daemon)
+        daemon = await self._remove_all()
         while self._outcome.calls < _FEWEST_CALLS:  # a kubelet that asks once more for the end of what has ended
             gone = cri.RemovePodSandboxRequest(pod_sandbox_id=self._choices.choice(sorted(self._oracle.asked) or ["never-there"]))
             await self._or_dead(daemon, self._begin(daemon, "RemovePodSandbox", gone), _PATIENCE)
@@ -298,10 +298,11 @@ class Player:
             self._outcome.problems, self._outcome.at = problems, where
         return bool(problems)
 
-    async def _remove_all(self, daemon: Daemon) -> None:
+    async def _remove_all(self) -> Daemon:
         """As the kubelet does, again and again, until there is nothing, or for a quarter of an hour."""
         deadline = self._world.loop.time() + _REST
-        while self._world.loop.time() < deadline:
+        while True:
+            daemon = await self._boot()
             sandboxes = list(daemon.pods.registry.sandboxes)
             for sandbox in sandboxes:
                 self._oracle.asked.add(sandbox.record.id)
@@ -310,10 +311,11 @@ class Player:
                 removal = cri.RemovePodSandboxRequest(pod_sandbox_id=sandbox.record.id)
                 await self._or_dead(daemon, self._begin(daemon, "RemovePodSandbox", removal), 2 * _PATIENCE)
                 if self._look("removing all"):
-                    return
+                    return daemon
             await asyncio.sleep(1)
-            if not sandboxes and not daemon.store.ledger.all() and not self._node.jobs and not self._oracle.left():
-                break
+            empty = not sandboxes and not daemon.store.ledger.all() and not self._node.jobs and not self._oracle.left()
+            if (empty and not daemon.life.dead) or self._world.loop.time() > deadline:
+                return daemon
             await asyncio.sleep(4)
 
     async def _rest(self, daemon: Daemon) -> None:
