@@ -258,6 +258,9 @@ class Player:
             return
         if self._found(list(self._oracle.at_rest(daemon)) + await self._leaks(daemon), "at rest"):
             return
+        await self._start_in_those_without_shim(daemon)
+        if self._look("shims that were missing"):
+            return
         daemon = await self._remove_all()
         while self._outcome.calls < _FEWEST_CALLS:  # a kubelet that asks once more for the end of what has ended
             gone = cri.RemovePodSandboxRequest(pod_sandbox_id=self._choices.choice(sorted(self._oracle.asked) or ["never-there"]))
@@ -272,6 +275,20 @@ class Player:
             return
         await daemon.stop()
         self._look("the daemon's end")
+
+    async def _start_in_those_without_shim(self, daemon: Daemon) -> None:
+        """A shim that couldn't take a dead one's place, since something was made to fail, is started by the pod's next container."""
+        for record in self._oracle.without_shim(daemon):
+            config = cri.ContainerConfig(metadata=cri.ContainerMetadata(name="next"), image=cri.ImageSpec(image=IMAGE), log_path="next.log")
+            config.linux.security_context.namespace_options.pid = cri.CONTAINER
+            create = cri.CreateContainerRequest(pod_sandbox_id=record.id, config=config, sandbox_config=record.config)
+            begun = self._begin(daemon, "CreateContainer", create)
+            await self._or_dead(daemon, begun, _PATIENCE)
+            if begun.done() and begun.exception() is None:
+                start = cri.StartContainerRequest(container_id=begun.result().container_id)
+                await self._or_dead(daemon, self._begin(daemon, "StartContainer", start), _PATIENCE)
+            if not self._world.shims.of(record.id):
+                self._node.broken(f"sandbox {record.id} is ready, and gets no shim with its next container (10)")
 
     async def _leaks(self, daemon: Daemon) -> list[str]:
         """What the detectors say, of some nodes: they take their time. All that there is is somebody's, and all entries are right."""

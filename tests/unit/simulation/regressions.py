@@ -74,16 +74,16 @@ CASES: dict[str, Case] = {
             Op("remove pod", how="wait", number=2.0, text="1.7"),
         ],
     ),
-    # An exit that couldn't be recorded while the container's cgroup was killed: it ran for ever, by its record, and its pod lost its shim.
-    "exit_lost_while_its_cgroup_is_killed": Case(
-        3789,
+    # An exit that couldn't be recorded at once: the container ran for ever, by its record.
+    "exit_not_recorded_at_once": Case(
+        14587,
         [
-            Op("failpoint", how="crash", number=1, text="network.add.exec"),
-            Op("start", how="cancel", number=2.0, text="1.6"),
-            Op("failpoint", how="error", number=2, text="pods.exits.record"),
-            Op("start", container=1, how="wait", text="1.6"),
-            Op("hang up"),
-            Op("stop pod", container=1, how="wait", number=0.05, text="1.6"),
+            Op("failpoint", how="error", number=1, text="pods.exits.record"),
+            Op("restart"),
+            Op("crash"),
+            Op("start", how="wait", text="2.1"),
+            Op("end", number=3),
+            Op("pass", number=1.0),
         ],
     ),
     # An exec that was taken down while it was being registered ended with a KeyError.
