@@ -213,6 +213,7 @@ async def _compose(settings: Settings, stack: AsyncExitStack, background: Superv
     background.start(exits.watch(pods, subscription), name="exits")
     background.start(health.watch_lag(), name="loop lag")
     background.start(health.watch_pins(pods), name="pins")
+    background.start(health.watch_shims(pods), name="memory of shims")
     reaper = Reaper(processes, cgroups, mounts, namespaces, reaping.Plugins(network))
     background.start(_audit(settings, store, reaper, recovered), name="audit")
 
