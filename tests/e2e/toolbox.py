@@ -91,6 +91,19 @@ def prepare() -> None:
     for suite in SHIMS.values():
         unpacked(suite)
     containerd()
+    runsc()
+
+
+@cache
+def runsc() -> Path:
+    """gVisor's engine; its package has no shim. Not forky's, built by Go 1.26: it panics when a task first blocks. Raises ToolError."""
+    suite = "trixie"
+    home = TOOLS / f"{suite}-runsc"
+    if not home.exists():
+        with locked(TOOLS):
+            if not home.exists():
+                unpack(archives(suite, ("runsc",)), home, frozenset({"runsc"}))
+    return home / "bin" / "runsc"
 
 
 def containerd(name: str = "containerd") -> Path:
@@ -125,10 +138,10 @@ def unpack(debs: list[Path], home: Path, binaries: frozenset[str] = BINARIES) ->
                     if folder := destination(member, binaries):
                         member.name = PurePosixPath(member.name).name
                         members.extract(member, draft / folder)
-        [loader] = (draft / "lib").glob("ld-linux-*.so.*")
-        for binary in binaries:
+        loader = "".join(path.name for path in (draft / "lib").glob("ld-linux-*.so.*"))
+        for binary in binaries if loader else ():  # without one they are linked statically
             # --force-rpath: a RUNPATH would hold for the binary alone, and its libraries would find their own ones on the host.
-            tie: list[str | Path] = ["--force-rpath", "--set-rpath", home / "lib", "--set-interpreter", home / "lib" / loader.name]
+            tie: list[str | Path] = ["--force-rpath", "--set-rpath", home / "lib", "--set-interpreter", home / "lib" / loader]
             run("patchelf", *tie, draft / "bin" / binary)
         draft.rename(home)
 
