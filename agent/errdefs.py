@@ -7,6 +7,7 @@ Packages raise these with a sentence for people; callers ask for the class; `cri
 from __future__ import annotations
 
 import enum
+import errno
 
 
 class Code(enum.IntEnum):
@@ -135,3 +136,23 @@ _CLASSES: dict[int, type[OrlopError]] = {
 def from_code(code: int, message: str) -> OrlopError:
     """The error for a status code that came over the wire; an unknown number is `Unknown`."""
     return _CLASSES.get(code, Unknown)(message)
+
+
+MAKE_ROOM = "make room there; until then nothing new is made, and what there is can be removed"
+LOOK_AT_THE_DISK = "see the kernel's log for that disk; until it can be written nothing new is made, and what there is can be removed"
+"""What to do about a disk, for the end of a sentence that names it."""
+
+
+def of_disk(error: OSError, what: str = "") -> OrlopError | None:
+    """What to tell of a disk that is full or fails, which is nobody's fault here; None for other errors. `what` could not be written."""
+    sentence = f"{what or error.filename or 'a file'} could not be written: {error.strerror}"
+    match error.errno:
+        case errno.ENOSPC | errno.EDQUOT:
+            told: OrlopError = ResourceExhausted(f"{sentence}; {MAKE_ROOM}")
+        case errno.EIO | errno.EROFS:
+            told = Unavailable(f"{sentence}; {LOOK_AT_THE_DISK}")
+        case _:
+            return None
+    for note in getattr(error, "__notes__", ()):
+        told.add_note(note)
+    return told

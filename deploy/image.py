@@ -35,6 +35,11 @@ def version() -> str:
     return str(tomllib.loads((REPO / "pyproject.toml").read_text())["project"]["version"])
 
 
+def built() -> Path:
+    """Where `make image` puts it."""
+    return REPO / "build" / f"orlop-watch-{version()}.tar"
+
+
 def build(archive: Path) -> str:
     """Make the image; returns its digest. `archive` appears when it is complete.
 
@@ -76,14 +81,22 @@ def _labels(mtime: int, packages: list[str]) -> dict[str, str]:
     return {**labels, "orlop.debian.packages": " ".join(packages)}
 
 
+def make() -> None:
+    """Make it where it belongs, and print what it is.
+
+    Raises:
+        ToolError: as `build`.
+    """
+    digest = build(built())
+    print(f"{NAME}:{version()}  {digest}  {built().stat().st_size / 1e6:.1f} MB  {built().relative_to(REPO)}")
+
+
 def main() -> int:
-    archive = REPO / "build" / f"orlop-watch-{version()}.tar"
     try:
-        digest = build(archive)
+        make()
     except ToolError as error:
         print(f"image: {error}", file=sys.stderr)
         return 1
-    print(f"{NAME}:{version()}  {digest}  {archive.stat().st_size / 1e6:.1f} MB  {archive.relative_to(REPO)}")
     return 0
 
 

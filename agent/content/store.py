@@ -10,7 +10,6 @@ Files are opened, written and synced in threads; the event loop only passes chun
 
 from __future__ import annotations
 
-import errno
 import os
 import threading
 from collections.abc import AsyncIterator, Iterator
@@ -20,7 +19,7 @@ from pathlib import Path
 from agent import failpoints
 from agent.aio import KeyedLock, Supervisor, in_thread
 from agent.content.digest import ALGORITHM, digest_of, hasher, validate_digest
-from agent.errdefs import DataLoss, InvalidArgument, NotFound, ResourceExhausted
+from agent.errdefs import DataLoss, InvalidArgument, NotFound, of_disk
 from agent.identifiers import validate
 
 
@@ -62,7 +61,7 @@ class ContentStore:
 
         Raises:
             DataLoss: the bytes are not those of `digest`, or not `size` many; reading stops as soon as they are too many.
-            ResourceExhausted: the disk is full.
+            ResourceExhausted: the disk is full. Unavailable: it fails.
             InvalidArgument: `digest`, which must be a sha256, or `key` is malformed.
         """
         validate(key, "ingest key")
@@ -77,7 +76,7 @@ class ContentStore:
     async def _ingest(self, source: AsyncIterator[bytes], key: str, digest: str, size: int | None) -> str:
         partial = _Partial(self._ingests / key)
         try:
-            with self._disk_full_told(digest or key):
+            with self._bad_disk_told(digest or key):
                 await self._write(source, partial, digest, size)
                 await failpoints.hit("content.ingest.rename")
                 return await in_thread(partial.publish, self._blobs)
@@ -90,7 +89,7 @@ class ContentStore:
         validate(key, "ingest key")
         partial = _Partial(self._ingests / key, digest and validate_digest(digest))
         try:
-            with self._disk_full_told(digest or key):
+            with self._bad_disk_told(digest or key):
                 await self._write(source, partial, digest, size)
             yield self._ingests / key
         finally:
@@ -113,12 +112,12 @@ class ContentStore:
             raise DataLoss(f"blob {digest} has the digest {partial.digest()}; it was not stored")
 
     @contextmanager
-    def _disk_full_told(self, what: str) -> Iterator[None]:
+    def _bad_disk_told(self, what: str) -> Iterator[None]:
         try:
             yield
         except OSError as error:
-            if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                raise ResourceExhausted(f"blob {what} was not stored: the disk of {self._ingests} is full") from error
+            if (told := of_disk(error, f"blob {what} in {self._ingests}")) is not None:
+                raise told from error
             raise
 
     async def abort(self, key: str) -> None:

@@ -76,16 +76,16 @@ async def serve(settings: Settings) -> None:
     async with AsyncExitStack() as stack:
         background = Supervisor("daemon")
         ending = Ending()
-        recovered = asyncio.Event()
+        known, recovered = asyncio.Event(), asyncio.Event()
         pods = await _compose(settings, stack, background, ending, recovered)
-        edge = Edge(settings.socket, services.verbs(pods, recovered))
+        edge = Edge(settings.socket, services.verbs(pods, known))
         await edge.start()
         stack.push_async_callback(ending.give, edge.stop, timeouts.EDGE_STOP)
         stack.callback(pods.events.close)  # who listens would do so until the end of the budget
         stack.push_async_callback(pods.images.stop_pulls)  # they may take minutes, and can be done again
         stack.callback(ending.begin)
         _log.info("serving", socket=str(settings.socket))
-        await _first(pods.supervisor.start_awaited(_recover(pods, recovered, background), name="recovery"), stopping)
+        await _first(pods.supervisor.start_awaited(_recover(pods, known, recovered, background), name="recovery"), stopping)
         await stopping.wait()
         notify("STOPPING=1")
         _log.info("stopping: pods run on")
@@ -101,9 +101,9 @@ async def _first(recovering: asyncio.Task[None], stopping: asyncio.Event) -> Non
         recovering.result()
 
 
-async def _recover(pods: Pods, recovered: asyncio.Event, background: Supervisor) -> None:
+async def _recover(pods: Pods, known: asyncio.Event, recovered: asyncio.Event, background: Supervisor) -> None:
     started = time.monotonic()
-    await recovery.recover(pods)
+    await recovery.recover(pods, known)
     recovered.set()
     # Not before: until the tasks are loaded nobody can tell what is gone from what isn't known yet.
     background.start(pods.releases.run_pending(asyncio.Event()), name="pending releases")

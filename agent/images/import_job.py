@@ -7,14 +7,13 @@ is bringing in, is not unpacked again: there is one copy of it, whoever asked.
 from __future__ import annotations
 
 import asyncio
-import errno
 import secrets
 from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 
 from agent.content import ContentStore, digest_of
-from agent.errdefs import ResourceExhausted
+from agent.errdefs import of_disk
 from agent.images.incoming import IncomingImage, LayerFiles, LayerSource
 from agent.images.progress import Phase, Progress
 from agent.snapshots.layers import chain_ids
@@ -120,6 +119,4 @@ async def _once(data: bytes) -> AsyncIterator[bytes]:
 
 
 def _told(error: BaseException) -> BaseException:
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return ResourceExhausted(f"the disk is full: {error.filename or 'a layer'} could not be written")
-    return error
+    return (isinstance(error, OSError) and of_disk(error, error.filename or "a layer")) or error

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import stat
 
 
 def read(path: str) -> bytes:
@@ -15,6 +17,24 @@ def read(path: str) -> bytes:
         return b"".join(chunks)
     finally:
         os.close(descriptor)
+
+
+def read_own(path: str, limit: int) -> bytes:
+    """A file that we, or what we started, have written: at most `limit` bytes of it. A link isn't followed, a FIFO not waited for.
+
+    Raises:
+        OSError: also if it is no regular file (EINVAL), or larger (EFBIG).
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+    try:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, "it is no regular file", path)
+        data = os.read(descriptor, limit + 1)
+    finally:
+        os.close(descriptor)
+    if len(data) > limit:
+        raise OSError(errno.EFBIG, f"it is larger than {limit} bytes", path)
+    return data
 
 
 def write(path: str, text: str) -> None:

@@ -65,6 +65,8 @@ class Pods:
     stats: Sampler
     events: EventFeed = field(default_factory=EventFeed)
     locks: KeyedLock = field(default_factory=KeyedLock)
+    unsettled: dict[str, asyncio.Event] = field(default_factory=dict)
+    """Sandboxes that a restart found, until each is sorted out (`recovery`): what changes one waits for that."""
     _running: dict[str, asyncio.Task[Any]] = field(default_factory=dict)
 
     async def once(self, key: str, work: Callable[[], Coroutine[Any, Any, T]]) -> T:

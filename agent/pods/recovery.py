@@ -1,9 +1,10 @@
 """What the daemon does at start with the pods it finds: nothing runs again that ran before, nothing is forgotten.
 
-Order: records are in memory first, so that List and Status answer at once; then the shims are loaded (the manager's work),
-each under its own budget; then every container's state is set right, logs are read again, pins are checked. Then verbs may
-change things again. What a crash in the middle of a verb left is taken down beside them, as anything that is released: a
-shim that doesn't answer, or a network plugin that hangs, holds up its own pod only.
+Order: records are in memory first, so that List and Status answer at once; then it is known what tasks there are, and whose
+processes live (the manager's work), and new pods can be made. Then each pod is sorted out beside the others: its shims are asked,
+its containers' states set right, its logs read again, its pins checked; verbs on it wait for that (`settled`). What a crash in the
+middle of a verb left is taken down beside them, as anything that is released. So a shim that doesn't answer, a record that can't be
+read, a file system or a network plugin that hangs holds up its own pod only.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ import asyncio
 import time
 from collections.abc import Awaitable
 from pathlib import Path
+
+from google.protobuf.message import Message
 
 from agent import log
 from agent.aio import together
@@ -31,27 +34,69 @@ _log = log.get("pods")
 _RETRY = 1.0
 
 
-async def recover(pods: Pods) -> None:
-    """Bring records, ledger and node together again. One bad shim, record, pin or plugin delays only its own pod.
+async def recover(pods: Pods, known: asyncio.Event) -> None:
+    """Bring records, ledger and node together again; `known` is set as soon as new pods can be made.
 
     Raises what `TaskManager.load_existing_tasks` raises: then nothing is known, and nothing may be changed.
     """
-    await together(*(apart(f"the log of {live.record.id}", _adopt_log(pods, live)) for live in pods.registry.containers))
     await pods.tasks.load_existing_tasks()
-    for sandbox in pods.registry.sandboxes:
-        await apart(f"the pins of sandbox {sandbox.record.id}", check_pins(pods, sandbox))
-        await apart(f"the task of sandbox {sandbox.record.id}", check_task(pods, sandbox))
-    starting = [live for live in pods.registry.containers if live.record.state is ContainerState.STARTING]
+    work_dirs = await pods.tasks.orphaned_work_dirs()
+    # From here to `known` without a wait: what verbs make from then on is in none of these.
+    nobodys = [resource for resource in pods.ledger.all() if not resource.sandbox]
+    found = _sandboxes(pods)
+    pods.unsettled = {sandbox_id: asyncio.Event() for sandbox_id in found}
+    pods.supervisor.start(_release(pods, nobodys), name="release of what pulls left")
+    known.set()
+    await together(*(_settle(pods, sandbox_id) for sandbox_id in found))
+    await apart("work dirs", pods.tasks.remove_work_dirs(work_dirs))
+
+
+async def settled(pods: Pods, request: Message) -> None:
+    """Wait until the pod that a call is about is sorted out; all of them if nobody knows what it names.
+
+    A call that names neither a sandbox nor a container is about nothing that was there before.
+    """
+    for name in filter(None, (getattr(request, field, "") for field in ("pod_sandbox_id", "container_id"))):
+        container = pods.registry.containers.find(name)
+        sandbox_id = name if container is None else container.record.sandbox_id
+        if sandbox_id in pods.unsettled:
+            await pods.unsettled[sandbox_id].wait()
+        elif pods.registry.sandboxes.find(sandbox_id) is None:
+            for event in list(pods.unsettled.values()):
+                await event.wait()
+
+
+def _sandboxes(pods: Pods) -> list[str]:
+    """All that there is a trace of: in its own record, in that of a container, in the ledger."""
+    ids = [live.record.id for live in pods.registry.sandboxes]
+    ids += [live.record.sandbox_id for live in pods.registry.containers]
+    ids += [resource.sandbox for resource in pods.ledger.all() if resource.sandbox]
+    return list(dict.fromkeys(ids))
+
+
+async def _settle(pods: Pods, sandbox_id: str) -> None:
+    try:
+        await apart(f"pod {sandbox_id}", _sort_out(pods, sandbox_id))
+    finally:
+        pods.unsettled.pop(sandbox_id).set()
+
+
+async def _sort_out(pods: Pods, sandbox_id: str) -> None:
+    containers = [live for live in pods.registry.containers if live.record.sandbox_id == sandbox_id]
+    await together(*(apart(f"the log of {live.record.id}", _adopt_log(pods, live)) for live in containers))
+    await pods.tasks.loaded(sandbox_id)
+    if (sandbox := pods.registry.sandboxes.find(sandbox_id)) is not None:
+        await apart(f"the pins of sandbox {sandbox_id}", check_pins(pods, sandbox))
+        await apart(f"the task of sandbox {sandbox_id}", check_task(pods, sandbox))
+    starting = [live for live in containers if live.record.state is ContainerState.STARTING]
     for live in starting:  # each has its container's lock before a verb can
         pods.supervisor.start(_roll_back_start(pods, live), name=f"roll back of the start of {live.record.id}")
-    for live in pods.registry.containers:
-        if live.record.sandbox_id not in pods.registry.sandboxes:
-            pods.supervisor.start(_remove(pods, live), name=f"removal of {live.record.id}, whose sandbox is gone")
-    running = [live for live in pods.registry.containers if live not in starting]
+    for live in containers if sandbox is None else []:
+        pods.supervisor.start(_remove(pods, live), name=f"removal of {live.record.id}, whose sandbox is gone")
+    running = [live for live in containers if live not in starting]
     await together(*(apart(f"container {live.record.id}", _recover_running(pods, live)) for live in running))
-    leftover = [resource for resource in pods.ledger.all() if not _is_owned(pods, resource)]
-    pods.supervisor.start(_release(pods, leftover), name="release of what the previous run left")
-    await apart("work dirs", pods.tasks.cleanup_work_dirs())
+    leftover = [resource for resource in pods.ledger.owned(sandbox=sandbox_id) if not _is_owned(pods, resource)]
+    pods.supervisor.start(_release(pods, leftover), name=f"release of what the previous run left of {sandbox_id}")
 
 
 async def apart(what: str, work: Awaitable[None]) -> None:

@@ -16,7 +16,7 @@ import shutil
 import stat
 from dataclasses import dataclass, field
 
-from agent.errdefs import InvalidArgument, ResourceExhausted
+from agent.errdefs import InvalidArgument, ResourceExhausted, of_disk
 from agent.snapshots.tar import Entry, EntryType, TarReader
 from agent.snapshots.tree import Directory, Tree, is_whiteout, show
 
@@ -317,9 +317,9 @@ def _times(entry: Entry) -> tuple[int, int]:
 
 def _explained(error: OSError, entry: Entry) -> Exception:
     """The kernel's refusal as what it means for this layer."""
+    if (told := of_disk(error, show(entry.name))) is not None:
+        return told
     match error.errno:
-        case errno.ENOSPC | errno.EDQUOT:
-            return ResourceExhausted(f"the disk is full: {show(entry.name)} could not be written")
         case errno.ENAMETOOLONG | errno.EINVAL | errno.ELOOP | errno.EPERM:
             return InvalidArgument(f"{show(entry.name)} ({entry.type.value}) can't be made: {error.strerror}")
         case _:

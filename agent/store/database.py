@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from agent import log, metrics
-from agent.errdefs import OrlopError, Unavailable
+from agent.errdefs import LOOK_AT_THE_DISK, MAKE_ROOM, OrlopError, Unavailable
 from agent.store import schema
 from agent.store.writer import Commit, Deliver, Write, Writer, WriterThread
 
@@ -211,7 +211,8 @@ class Database:
             except (sqlite3.Error, OSError) as unreadable:
                 write.error = Unavailable(f"the store {self.path} can't be read: {unreadable}")
         elif not isinstance(error, OrlopError):
-            write.error = Unavailable(f"the store {self.path} can't be written: {error}")
+            advice = MAKE_ROOM if isinstance(error, sqlite3.Error) and _code(error) == sqlite3.SQLITE_FULL else LOOK_AT_THE_DISK
+            write.error = Unavailable(f"the store {self.path} can't be written: {error}; {advice}")
             write.error.__cause__ = error
 
     def _connect(self) -> sqlite3.Connection:

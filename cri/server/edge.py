@@ -20,7 +20,7 @@ from google.protobuf.message_factory import GetMessageClass
 
 from agent import log, metrics
 from agent.aio import in_thread
-from agent.errdefs import Code, InvalidArgument, OrlopError, Unavailable, Unimplemented
+from agent.errdefs import Code, InvalidArgument, OrlopError, Unavailable, Unimplemented, of_disk
 
 Verb = Callable[[Any], Awaitable[Message | bytes]]
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -139,6 +139,8 @@ def _parse(method: MethodDescriptor, request: bytes) -> Message:
 
 async def _refuse(name: str, error: Exception | asyncio.CancelledError, context: Context) -> NoReturn:
     """End a call with the status and sentence of an error. A cancelled one has nobody to tell."""
+    if isinstance(error, OSError):
+        error = of_disk(error) or error
     match error:
         case asyncio.CancelledError():
             metrics.cri_errors.labels(name, Code.CANCELLED.name).inc()

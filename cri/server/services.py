@@ -21,6 +21,7 @@ from agent.pods import (
     container_stop,
     container_update,
     exec_sync,
+    recovery,
     runtime_status,
     runtime_update,
     sandbox_metrics,
@@ -99,12 +100,14 @@ _ADMIN_VERBS: dict[str, _PodsVerb] = {
 }
 
 
-def verbs(pods: Pods, recovered: asyncio.Event) -> Mapping[ServiceDescriptor, Mapping[str, Verb | StreamVerb]]:
-    """The tables of all services. What changes something waits until `recovered`; what reads answers from the first moment."""
+def verbs(pods: Pods, known: asyncio.Event) -> Mapping[ServiceDescriptor, Mapping[str, Verb | StreamVerb]]:
+    """The tables of all services. What reads answers from the first moment. What changes something waits until it is `known` what there
+    is, and then for the pod that it is about."""
 
     def after_recovery(verb: Verb) -> Verb:
         async def gated(request: Message) -> Message | bytes:
-            await recovered.wait()
+            await known.wait()
+            await recovery.settled(pods, request)
             return await verb(request)
 
         return gated

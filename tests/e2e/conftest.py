@@ -9,12 +9,13 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Generator, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import pytest
 
 from cri.api import admin_pb2 as admin
+from deploy import image
 from tests.e2e import faults, toolbox
 from tests.e2e.client import BUSYBOX, Client
 from tests.e2e.daemon import PAUSE, Daemon
@@ -41,21 +42,22 @@ def pytest_configure(config: pytest.Config) -> None:
     if os.geteuid() != 0:
         raise pytest.UsageError("The end-to-end tests mount, unshare and start containers: they need root.")
     toolbox.prepare()
-    if wants_nodes(config.invocation_params.args):
-        try:
-            uml.prepare()
-        except toolbox.ToolError as error:  # their tests fail, and no other
-            print(f"no nodes in user-mode Linux: {error}", file=sys.stderr, flush=True)
+    for files, what, make in (("test_daemonset", "image of the watch", image.make), ("test_uml", "nodes in user-mode Linux", uml.prepare)):
+        if wants(config.invocation_params.args, files):
+            try:
+                make()
+            except toolbox.ToolError as error:  # their tests fail, and no other
+                print(f"no {what}: {error}", file=sys.stderr, flush=True)
     if capture := config.pluginmanager.getplugin("capturemanager"):
         capture.stop_global_capturing()
     enter = str(HERE / "enter")
     os.execv(enter, [enter, sys.executable, "-m", "pytest", *config.invocation_params.args])
 
 
-def wants_nodes(arguments: Sequence[str | os.PathLike[str]]) -> bool:
-    """Whether nodes in user-mode Linux may be needed: unless only other files are named, since their kernel takes minutes to build."""
+def wants(arguments: Sequence[str | os.PathLike[str]], name: str) -> bool:
+    """Whether what tests in files of this name need has to be made: unless only others are named, since it takes its time."""
     files = [str(argument) for argument in arguments if ".py" in str(argument)]
-    return not files or any("test_uml" in file for file in files)
+    return not files or any(name in file for file in files)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -146,16 +148,20 @@ def kubelet(request: pytest.FixtureRequest, shared_daemon: Daemon) -> Iterator[C
 def faulty_daemon(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, pair: Pair, busybox: Path, pause: Path
 ) -> Iterator[Rig]:
-    """A daemon and a bystander pod for a module's tests with a pair, to be had through `rig`. The module may shorten TIMEOUTS."""
+    """A daemon and a bystander pod for a module's tests with a pair, to be had through `rig`.
+
+    The module may shorten TIMEOUTS, and have directories `prepared`, by a context manager that is called with the daemon.
+    """
     home = tmp_path_factory.mktemp("faulty")
     daemon, gates = faults.faulty_daemon(home, pair, getattr(request.module, "TIMEOUTS", ""))
-    daemon.start()
-    for archive in (busybox, pause):
-        daemon.client.admin.ImportImage(admin.ImportImageRequest(path=str(archive)))
-    rig = Rig(daemon, gates, home)
-    yield rig
-    rig.end()
-    daemon.stop()
+    with getattr(request.module, "prepared", nullcontext)(daemon):
+        daemon.start()
+        for archive in (busybox, pause):
+            daemon.client.admin.ImportImage(admin.ImportImageRequest(path=str(archive)))
+        rig = Rig(daemon, gates, home)
+        yield rig
+        rig.end()
+        daemon.stop()
     daemon.client.close()
 
 

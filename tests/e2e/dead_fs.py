@@ -76,15 +76,18 @@ class DeadFileSystem:
 
 @contextmanager
 def dead_file_system(path: Path) -> Iterator[DeadFileSystem]:
-    """One that answers until it `dies()`; it is unmounted at the end."""
-    path.mkdir()
+    """One that answers until it `dies()`; it is unmounted at the end. A directory that is there already is covered meanwhile."""
+    made_here = not path.exists()
+    if made_here:
+        path.mkdir()
     made = DeadFileSystem(path)
     try:
         yield made
     finally:
         made.goes_away()
         _libc.umount2(bytes(path), _MNT_DETACH)
-        path.rmdir()
+        if made_here:
+            path.rmdir()
 
 
 _libc = ctypes.CDLL(None, use_errno=True)

@@ -219,13 +219,16 @@ class Rig:
         self.kubelet.ledger()  # which the daemon can't answer: it is dead
 
     @contextmanager
-    def paused(self, point: str, act: Callable[[], object]) -> Iterator[Future[object]]:
-        """Does `act` in the background; the block runs while the agent waits at a failpoint, after it `act` goes on."""
-        self.daemon.failpoints(f"{point}=pause")
+    def paused(self, point: str, act: Callable[[], object], nth: int = 0) -> Iterator[Future[object]]:
+        """Does `act` in the background; the block runs while the agent waits at a failpoint, after it `act` goes on.
+
+        With `nth` it is held up the n-th time only.
+        """
+        self.daemon.failpoints(f"{point}={nth}*pause" if nth else f"{point}=pause")
         with ThreadPoolExecutor(1) as pool:
             doing = pool.submit(act)
             try:
-                until(lambda: point in self.daemon.failpoints(), what=f"the agent comes to {point}")
+                until(lambda: self.daemon.failpoints().count(point) >= max(nth, 1), what=f"the agent comes to {point}")
                 yield doing
             finally:
                 self.daemon.failpoints("")
@@ -260,6 +263,8 @@ class Rig:
             if container.id != self.counter:
                 self.kubelet.stop(container.id)
                 self.kubelet.remove(container.id)
+        if "image" in vars(self):
+            self.kubelet.remove_image(self.image)
 
     def assert_clean(self, *, within: float = 15) -> None:
         """Nothing is left but the bystander, and that one runs on."""

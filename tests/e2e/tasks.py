@@ -195,7 +195,9 @@ async def running(pair: Pair, root: Path, engine: Path | None = None) -> AsyncIt
     await manager.start()
     try:
         await manager.load_existing_tasks()
-        await manager.cleanup_work_dirs()
+        for sandbox in {resource.sandbox for resource in store.ledger.all()}:
+            await manager.loaded(sandbox)
+        await manager.remove_work_dirs(await manager.orphaned_work_dirs())
         yield tasks
     except BaseException:  # so that a failed test doesn't fail the next one
         await releases.release(store.ledger.all())

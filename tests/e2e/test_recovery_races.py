@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import os
 import signal
+import sqlite3
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 
 import grpc
@@ -18,6 +20,7 @@ from cri.api import api_pb2 as cri
 from tests.e2e.client import Client, refused, until
 from tests.e2e.conftest import one_pair
 from tests.e2e.daemon import CNI_PLUGINS, PAUSE, Daemon
+from tests.e2e.dead_fs import dead_file_system
 from tests.e2e.node import shims
 from tests.e2e.races import code_of, mute, owned, running
 from tests.images import Node, busybox_image, make_oci_layout
@@ -96,6 +99,53 @@ def test_a_pipe_that_is_none_any_more_does_not_end_recovery(daemon: Daemon) -> N
     for number, pod in enumerate(pods):
         kubelet.remove_pod(pod)
         assert running("sleep", f"77777{number}") == []
+
+
+@pytest.mark.parametrize("daemon", ["SHIM_LOAD=60"], indirect=True)
+def test_each_bad_thing_holds_up_its_own_pod_only(daemon: Daemon, beside: ThreadPoolExecutor) -> None:
+    """Shims that don't answer, a record and a ledger row that can't be read, and a bundle on a dead mount: others don't notice.
+
+    Every verb waited for the slowest shim of the node.
+    """
+    kubelet = daemon.client
+    pods = {name: kubelet.run_pod(name) for name in ("sound", "other", "mute", "silent", "torn", "strange", "dead")}
+    containers = {name: kubelet.run_container(pod) for name, pod in pods.items()}
+    daemon.kill9()
+    begin = daemon.log.stat().st_size
+    with closing(sqlite3.connect(daemon.state / "boot.db", isolation_level=None)) as store:
+        for change, key in (
+            ("UPDATE records SET crc = crc + 1 WHERE bucket = 'containers' AND key = ?", containers["torn"]),
+            ("UPDATE resources SET kind = 'wormhole' WHERE kind = 'fifo' AND key = ?", containers["strange"]),
+        ):
+            assert store.execute(change, (key,)).rowcount == 1
+    [bundle] = daemon.state.glob(f"io.containerd.runtime.v2.task/k8s.io/{pods['dead'].id}")
+    with mute(pods["mute"]), mute(pods["silent"]), dead_file_system(bundle) as gone:
+        gone.dies()
+        daemon.start()
+        assert {pod.id for pod in kubelet.pods()} == {pod.id for pod in pods.values()}
+        assert {each.id for each in kubelet.containers()} == set(containers.values()) - {containers["torn"]}
+        for name, pod in pods.items():
+            assert kubelet.pod_status(pod).state == cri.SANDBOX_READY
+            if name != "torn":
+                assert kubelet.status(containers[name]).state == cri.CONTAINER_RUNNING
+        held = [beside.submit(kubelet.stop_pod, pods[name]) for name in ("mute", "dead")]
+        until(gone.is_waited_for, what="the dead mount is looked into")
+        for name in ("sound", "other", "strange"):
+            assert kubelet.exec_sync(containers[name], "echo", "on").stdout == b"on\n"
+        for pod in (pods["torn"], pods["sound"], kubelet.run_pod()):
+            assert kubelet.exec_sync(kubelet.run_container(pod), "echo", "on").stdout == b"on\n"
+            kubelet.stop_pod(pod)
+            kubelet.remove_pod(pod)
+        assert b"recovered " not in daemon.log.read_bytes()[begin:], "all this while the others are waited for"
+        assert not any(each.done() for each in held)
+        gone.goes_away()
+    for each in held:
+        each.result(60)
+    assert kubelet.exec_sync(containers["silent"], "echo", "on").stdout == b"on\n"
+    kubelet.remove_all()
+    [left] = json.loads(daemon.orlop("--output", "json", "audit", check=False).stdout)
+    assert (left["kind"], left["state"]) == ("fifo", "leaked"), "what the row was for that nobody understands"
+    daemon.orlop("reap")
 
 
 def test_a_daemon_that_can_not_know_its_tasks_ends(daemon: Daemon) -> None:

@@ -35,6 +35,8 @@ PACKAGES = ("containerd", "runc", "crun")
 BINARIES = frozenset({"containerd-shim-runc-v2", "runc", "crun"})
 CONTAINERD = frozenset({"containerd", "ctr"})
 """A runtime for the agent to stand beside: the daemon of the newest suite, and its client, which can import images."""
+PROMETHEUS = ("trixie", ("prometheus",), frozenset({"prometheus", "promtool"}))
+"""Suite, package and binaries of what scrapes the metrics and evaluates the alerts."""
 
 SHIMS = {"1.6": "bookworm", "1.7": "trixie", "2.1": "forky"}
 """containerd release of a shim -> the suite that has it."""
@@ -91,19 +93,8 @@ def prepare() -> None:
     for suite in SHIMS.values():
         unpacked(suite)
     containerd()
+    prometheus()
     runsc()
-
-
-@cache
-def runsc() -> Path:
-    """gVisor's engine; its package has no shim. Not forky's, built by Go 1.26: it panics when a task first blocks. Raises ToolError."""
-    suite = "trixie"
-    home = TOOLS / f"{suite}-runsc"
-    if not home.exists():
-        with locked(TOOLS):
-            if not home.exists():
-                unpack(archives(suite, ("runsc",)), home, frozenset({"runsc"}))
-    return home / "bin" / "runsc"
 
 
 def containerd(name: str = "containerd") -> Path:
@@ -112,14 +103,26 @@ def containerd(name: str = "containerd") -> Path:
     return unpacked(suite, TOOLS / f"{suite}-containerd", CONTAINERD) / "bin" / name
 
 
+def runsc() -> Path:
+    """gVisor's engine; its package has no shim. Not forky's, built by Go 1.26: it panics when a task first blocks. Raises ToolError."""
+    suite = "trixie"
+    return unpacked(suite, TOOLS / f"{suite}-runsc", frozenset({"runsc"}), ("runsc",)) / "bin" / "runsc"
+
+
+def prometheus(name: str = "prometheus") -> Path:
+    """The daemon, or its "promtool". Raises ToolError."""
+    suite, packages, binaries = PROMETHEUS
+    return unpacked(suite, TOOLS / f"{suite}-prometheus", binaries, packages) / "bin" / name
+
+
 @cache
-def unpacked(suite: str, home: Path | None = None, binaries: frozenset[str] = BINARIES) -> Path:
+def unpacked(suite: str, home: Path | None = None, binaries: frozenset[str] = BINARIES, packages: Sequence[str] = PACKAGES) -> Path:
     """The folder with `bin` and `lib` of one suite; fetches and unpacks what is missing."""
     home = home or TOOLS / suite
     if not home.exists():  # asked before the lock: nodes in user-mode Linux can't write here
         with locked(TOOLS):
             if not home.exists():
-                unpack(archives(suite), home, binaries)
+                unpack(archives(suite, packages), home, binaries)
     return home
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import os
+
 import grpc
 import pytest
 
@@ -19,6 +22,26 @@ def test_every_code_that_somebody_acts_on_has_a_class_of_its_own(code: Code) -> 
 @pytest.mark.parametrize("code", [0, Code.OUT_OF_RANGE, 16, 17, 99, -1])
 def test_a_code_that_nobody_knows_is_unknown(code: int) -> None:
     assert type(errdefs.from_code(code, "x")) is errdefs.Unknown
+
+
+@pytest.mark.parametrize(
+    ("number", "kind", "advice"),
+    [
+        (errno.ENOSPC, errdefs.ResourceExhausted, "No space left on device; make room there"),
+        (errno.EDQUOT, errdefs.ResourceExhausted, "make room there"),
+        (errno.EIO, errdefs.Unavailable, "Input/output error; see the kernel's log"),
+        (errno.EROFS, errdefs.Unavailable, "see the kernel's log"),
+    ],
+)
+def test_a_bad_disk_is_told_with_what_to_do(number: int, kind: type[OrlopError], advice: str) -> None:
+    told = errdefs.of_disk(OSError(number, os.strerror(number), "/var/lib/orlop/x"))
+    assert type(told) is kind
+    assert str(told).startswith("/var/lib/orlop/x could not be written: ")
+    assert advice in str(told)
+
+
+def test_other_errors_are_none_of_a_disk() -> None:
+    assert errdefs.of_disk(FileNotFoundError(errno.ENOENT, "No such file or directory")) is None
 
 
 def test_the_numbers_are_grpcs() -> None:

@@ -16,12 +16,15 @@ from google.protobuf.message import DecodeError
 
 from agent.api.runtime.bootstrap.v1.bootstrap_pb2 import BootstrapResult
 from agent.errdefs import Internal, NotFound
+from agent.linux import files
 
 MAX_VERSION = 3
 _ADDRESS_STARTS = (b"unix://", b"vsock://", b"hvsock://", b"/")
 FILE = "bootstrap.json"
 """Its name in a bundle."""
 _ADDRESS_FILE = "address"
+_LONGEST = 4096
+"""Bytes of either; a path has at most as many, and a socket's 108."""
 
 
 @dataclass(frozen=True)
@@ -81,10 +84,11 @@ def read(bundle: Path) -> Bootstrap:
     Raises:
         NotFound: the bundle has neither.
         Internal: neither says anything useful.
+        OSError: it is no file of ours, but a link, say.
     """
     for name in (FILE, _ADDRESS_FILE):
         try:
-            return parse((bundle / name).read_bytes())
+            return parse(files.read_own(f"{bundle}/{name}", _LONGEST))
         except FileNotFoundError:
             continue
     raise NotFound(f"bundle {bundle} doesn't say where its shim listens")
@@ -101,7 +105,7 @@ def _from_json(text: bytes) -> Bootstrap:
     try:
         fields: Any = json.loads(text)
         version, address, protocol = fields["version"], fields["address"], fields["protocol"]
-    except (ValueError, KeyError) as error:
+    except (ValueError, KeyError, RecursionError) as error:
         raise Internal(f"the shim printed JSON without version, address and protocol: {_shown(text)}") from error
     if not (isinstance(version, int) and isinstance(address, str) and isinstance(protocol, str)):
         raise Internal(f"the shim printed JSON with fields of other types: {_shown(text)}")

@@ -15,11 +15,14 @@ from typing import Any
 from agent import timeouts
 from agent.aio import in_thread
 from agent.errdefs import FailedPrecondition, Unknown
-from agent.linux import engine_files
+from agent.linux import engine_files, files
 from agent.linux.processes import Command, Identity
 from agent.runtime.v2.config import RuntimeConfig
 from agent.runtime.v2.node import Processes
 from agent.runtime.v2.records import TaskRecord
+
+_LONGEST = 16 << 20
+"""Bytes of an engine's state; runc's has all of the container's mounts."""
 
 
 class Engine:
@@ -70,9 +73,9 @@ def _directory(record: TaskRecord) -> Path:
 def _init(record: TaskRecord) -> Identity | None:
     for name, pid, start in (("state.json", "init_process_pid", "init_process_start"), ("status", "pid", "process-start-time")):
         try:
-            state: Any = json.loads((_directory(record) / name).read_bytes())
+            state: Any = json.loads(files.read_own(f"{_directory(record)}/{name}", _LONGEST))
             identity = Identity(int(state[pid]), int(state[start]))
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
             continue
         return identity if identity.pid > 0 else None
     return None

@@ -10,7 +10,7 @@ release functions of `Kind.SHIM` and `Kind.TASK`.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -92,6 +92,8 @@ class TaskManager:
         self._tasks: dict[str, Task] = {}
         self._gates: dict[str, Gate] = {}
         self._loaded = False
+        self._loading: dict[str, list[asyncio.Task[None]]] = {}
+        """By sandbox, after a restart."""
 
     async def start(self) -> None:
         """Listen for the events of shims; raises as `agent.ttrpc.Server.serve`."""
@@ -251,7 +253,7 @@ class TaskManager:
     # ---- restart
 
     async def load_existing_tasks(self) -> None:
-        """Find the shims and tasks of the previous run again. One shim that doesn't answer delays this by its own budget only."""
+        """Know the shims and tasks of the previous run again, and begin to ask each shim what became of them: see `loaded`."""
         for failed in await self._bundles.sweep():
             _log.warning("not swept", path=failed)
         loaded = await load.remembered(self._node, self._new_shim, self._exchange)
@@ -260,13 +262,22 @@ class TaskManager:
         unknown = await self._bundles.ids() - set(self._shims) - set(self._tasks)
         if unknown:
             _log.warning("bundles that nothing in the ledger owns; `orlop audit` shows them", bundles=sorted(unknown))
-        work = [self._watchers.start(self._load(shim), name=f"load of shim {shim.id}") for shim in self._shims.values()]
-        if work:
-            await asyncio.wait(work, timeout=2 * timeouts.SHIM_LOAD)
+        for shim in self._shims.values():
+            loading = self._watchers.start(self._load(shim), name=f"load of shim {shim.id}")
+            self._loading.setdefault(shim.record.sandbox, []).append(loading)
 
-    async def cleanup_work_dirs(self) -> None:
-        """Remove work dirs that belong to no bundle: a boot takes bundles away, and leaves these."""
-        for orphan in await self._bundles.work_dir_ids() - await self._bundles.ids() - set(self._tasks):
+    async def loaded(self, sandbox_id: str) -> None:
+        """Return when the shims of a sandbox have told of its tasks; of one that doesn't answer in its budget nothing is known for now."""
+        if loading := self._loading.pop(sandbox_id, []):
+            await asyncio.wait(loading, timeout=2 * timeouts.SHIM_LOAD)
+
+    async def orphaned_work_dirs(self) -> set[str]:
+        """Work dirs that belong to no bundle: a boot takes bundles away, and leaves these. Asked before new ones are made."""
+        return await self._bundles.work_dir_ids() - await self._bundles.ids() - set(self._tasks)
+
+    async def remove_work_dirs(self, orphans: Iterable[str]) -> None:
+        """Remove them; one that can't be is found by the next start."""
+        for orphan in orphans:
             with suppress(OrlopError, OSError):
                 await self._bundles.remove_work_dir(self._bundles.at(orphan))
 

@@ -13,7 +13,7 @@ from typing import Protocol, TypeVar
 
 from tests.e2e.client import until
 from tests.e2e.faults import Rig
-from tests.e2e.node import Process, processes
+from tests.e2e.node import Process, process, processes
 
 T = TypeVar("T")
 Find = Callable[[Process], bool]
@@ -48,7 +48,7 @@ class AtFailpoint:
         until(lambda: doing.done() or rig.daemon.failpoints().count(self.point) >= self.nth, what=f"the agent comes to {self}")
         rig.daemon.failpoints("")
         time.sleep(self.delay)
-        return any(kill(process) for process in list(filter(find, processes()))[:1])
+        return any(map(kill, list(filter(find, processes()))[:1]))
 
 
 @dataclass(frozen=True)
@@ -62,24 +62,28 @@ class AtCall:
         pass
 
     def strike(self, rig: Rig, doing: Future[object], find: Find) -> bool:
-        seen: dict[int, Process] = {}
-        while len(seen) < self.nth and not doing.done():
-            seen.update({process.pid: process for process in processes() if find(process)})
-        if len(seen) < self.nth:
-            return False
-        time.sleep(self.delay)
-        return kill(list(seen.values())[self.nth - 1])
+        old = set(os.listdir("/proc"))  # only what is new is looked at: programs may run for some milliseconds
+        seen: set[int] = set()
+        while not doing.done():
+            for number in set(os.listdir("/proc")) - old:
+                if not number.isdigit() or (found := process(int(number))) is None or not find(found):
+                    continue
+                seen.add(found.pid)
+                if len(seen) == self.nth:
+                    time.sleep(self.delay)
+                    return kill(found)
+        return False
 
 
-def kill(process: Process) -> bool:
+def kill(victim: Process) -> bool:
     """SIGKILL, in the middle of whatever it does: it is stopped before, so that it can't have ended by itself."""
     try:
-        handle = os.pidfd_open(process.pid)
+        handle = os.pidfd_open(victim.pid)
     except ProcessLookupError:
         return False
     try:
         deadline = time.monotonic() + PATIENCE
-        while (state := _state(process)) != "T":
+        while (state := _state(victim)) != "T":
             if state in ("", "Z") or time.monotonic() > deadline:
                 return False
             signal.pidfd_send_signal(handle, signal.SIGSTOP)
@@ -91,13 +95,13 @@ def kill(process: Process) -> bool:
     return True
 
 
-def _state(process: Process) -> str:
+def _state(victim: Process) -> str:
     """Of this very process; "" if it is gone."""
     try:
-        fields = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()
+        fields = Path(f"/proc/{victim.pid}/stat").read_text().rpartition(")")[2].split()
     except (FileNotFoundError, ProcessLookupError):
         return ""
-    return fields[0] if int(fields[19]) == process.start_time else ""
+    return fields[0] if int(fields[19]) == victim.start_time else ""
 
 
 def spread(moments: Sequence[T], wanted: int, offset: int) -> Iterator[T]:

@@ -36,8 +36,9 @@ TRIES = 20
 """Of the kubelet, for a call; with a pause of as many tenths of a second as there were before."""
 DELAYS = (0.0, 0.004, 0.012, 0.03)  # seconds that the agent has gone on for
 WITHIN = tuple(number * 0.0015 for number in range(20))  # seconds that a program was seen to run for
-CALLS = 3
-"""Of an engine, or of network plugins, in one half of a pod's life."""
+CALLS = 2
+"""Of an engine, or of network plugins, in one half of a pod's life; at least."""
+ROUNDS = 6
 ENGINES = {str(pair.engine_path) for pair in PAIRS}
 
 
@@ -108,8 +109,8 @@ def from_its_start(passed: list[str]) -> list[Moment]:
 
 
 def while_it_runs(passed: list[str]) -> list[Moment]:
-    """For programs that are called and end."""
-    return [AtCall(nth, within) for within in WITHIN for nth in range(1, CALLS + 1)]
+    """For programs that are called and end; sooner and sooner, if they end too soon to be killed that late."""
+    return [AtCall(nth, within / 2**sooner) for sooner in range(ROUNDS) for within in WITHIN for nth in range(1, CALLS + 1)]
 
 
 def is_shim(process: Process) -> bool:

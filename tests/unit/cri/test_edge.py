@@ -134,6 +134,13 @@ class TestErrors:
         with pytest.raises(errdefs.Unavailable, match=r"^no network; CNI x is not released yet$"):
             await client.call("Version", cri.VersionRequest())
 
+    async def test_a_full_disk_is_nobodys_fault(self, serve: Serve) -> None:
+        error = OSError(28, "No space left on device", "/run/orlop/a")
+        error.add_note("CNI x is not released yet")
+        client = await serve(Version=failing(error))
+        with pytest.raises(errdefs.ResourceExhausted, match=r"^/run/orlop/a could not .* make room there; .*; CNI x is not released yet$"):
+            await client.call("Version", cri.VersionRequest())
+
     @pytest.mark.parametrize(("error", "words"), [(KeyError("x"), "'x'"), (ZeroDivisionError(), "ZeroDivisionError")])
     async def test_an_error_that_should_not_be_is_internal_and_logged_with_its_trace(
         self, serve: Serve, error: Exception, words: str

@@ -51,17 +51,19 @@ def test_every_verb_takes_the_pods_and_the_methods_own_request(name: str) -> Non
         assert ast.parse(str(request.annotation), mode="eval").body.attr == expected  # type: ignore[attr-defined]  # cri.Request
 
 
-async def test_what_changes_something_waits_for_the_recovery_and_what_reads_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_what_changes_something_waits_until_it_is_known_what_there_is_and_what_reads_does_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     async def answered(pods: Pods, request: cri.VersionRequest) -> cri.VersionResponse:
         return cri.VersionResponse(version=request.version)
 
     monkeypatch.setitem(TABLES["_RUNTIME_READS"], "Version", answered)
     monkeypatch.setitem(TABLES["_RUNTIME_VERBS"], "StopPodSandbox", answered)
-    recovered = asyncio.Event()
-    runtime = cast(dict[str, Verb], services.verbs(cast(Pods, None), recovered)[SERVICES["_RUNTIME"]])
+    known = asyncio.Event()
+    runtime = cast(dict[str, Verb], services.verbs(cast(Pods, None), known)[SERVICES["_RUNTIME"]])
     assert await runtime["Version"](cri.VersionRequest(version="1")) == cri.VersionResponse(version="1")
     stopping = asyncio.ensure_future(runtime["StopPodSandbox"](cri.VersionRequest(version="2")))
     await asyncio.sleep(0)
     assert not stopping.done()
-    recovered.set()
+    known.set()
     assert await stopping == cri.VersionResponse(version="2")

@@ -65,5 +65,5 @@ async def test_files_that_runsc_keeps_are_their_containers(node: FakeNode, name:
     """Or the daemon would take gVisor's pods for leaks."""
     node.has(node.places.engine_state / name.format(id=SANDBOX))
     assert await node.found() == [("engine_state", "leaked", "orlop")]
-    node.owns(Kind.TASK, SANDBOX)
+    node.owns(Kind.TASK, SANDBOX, EntryState.INTENDED)
     assert await node.found() == []

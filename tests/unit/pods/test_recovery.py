@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import cast
 
 import pytest
+from google.protobuf.message import Message
 
 from agent.events import Exit
 from agent.pods import exits, recovery
 from agent.pods.container import ContainerState
 from agent.pods.context import Pods
 from agent.pods.sandbox import SandboxEvent, SandboxState
+from cri.api import api_pb2 as cri
 from tests.unit.pods.fakes import APP, World
 
 
@@ -97,3 +100,32 @@ async def test_an_exit_is_recorded_though_the_log_can_not_be_read(world: World, 
     await exits._exited(pods, APP, Exit(3, 1))
     assert (live.record.state, live.record.exit_code) == (ContainerState.EXITED, 3)
     assert live.exited.is_set()
+
+
+# ---- who waits for what
+
+
+async def waits(pods: Pods, request: Message) -> bool:
+    """Whether it still does after some turns of the loop; it is given up then."""
+    waiting = asyncio.ensure_future(recovery.settled(pods, request))
+    for _ in range(5):
+        await asyncio.sleep(0)
+    if waiting.done():
+        await waiting
+        return False
+    waiting.cancel()
+    return True
+
+
+async def test_a_call_waits_for_its_own_pod_alone(world: World, pods: Pods) -> None:
+    sound, slow = await world.sandbox(), await world.sandbox("slow")
+    container = await world.container(sandbox_id="slow")
+    pods.unsettled = {slow.record.id: asyncio.Event()}
+    assert not await waits(pods, cri.StopPodSandboxRequest(pod_sandbox_id=sound.record.id))
+    assert not await waits(pods, cri.RunPodSandboxRequest())
+    assert await waits(pods, cri.StopPodSandboxRequest(pod_sandbox_id=slow.record.id))
+    assert await waits(pods, cri.StopContainerRequest(container_id=container.record.id))
+    assert await waits(pods, cri.RemoveContainerRequest(container_id="nobody knows")), "it may be what a crash left"
+    pods.unsettled.pop(slow.record.id).set()
+    assert not await waits(pods, cri.StopContainerRequest(container_id=container.record.id))
+    assert not await waits(pods, cri.RemoveContainerRequest(container_id="nobody knows"))

@@ -144,6 +144,7 @@ class Daemon:
     store: Store = field(init=False)
     tasks: TaskManager = field(init=False)
     exchange: Exchange = field(init=False)
+    known: asyncio.Event = field(default_factory=asyncio.Event)
     recovered: asyncio.Event = field(default_factory=asyncio.Event)
     gone: asyncio.Event = field(default_factory=asyncio.Event)
     """It has been killed."""
@@ -300,11 +301,11 @@ class Daemon:
         self._ends += [lambda: self._background.stop(0), lambda: releases.stop(5), lambda: supervisor.stop(5)]
         self._background.start(exits.watch(pods, subscription), name="exits")
         self._background.start(health.watch_pins(pods), name="pins")
-        self._verbs = services.verbs(pods, self.recovered)[api_pb2.DESCRIPTOR.services_by_name["RuntimeService"]]
+        self._verbs = services.verbs(pods, self.known)[api_pb2.DESCRIPTOR.services_by_name["RuntimeService"]]
         self._background.start(self._recover(), name="recovery")
 
     async def _recover(self) -> None:
-        await recovery.recover(self.pods)
+        await recovery.recover(self.pods, self.known)
         self.recovered.set()
         self._background.start(self.pods.releases.run_pending(asyncio.Event()), name="pending releases")
 

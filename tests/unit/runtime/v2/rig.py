@@ -80,7 +80,12 @@ class Rig:
         self.node.commands.clear()
         self.boot()
         if during:
-            await self.manager.load_existing_tasks()
+            await self.load()
+
+    async def load(self) -> None:
+        """What recovery does."""
+        await self.manager.load_existing_tasks()
+        await self.manager.loaded("pod")
 
     async def pinned(self, sandbox: str = "pod") -> None:
         await self.ledger.intend(Intent(Kind.SHIM, sandbox, sandbox))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -92,4 +94,29 @@ def test_a_bundle_of_an_old_shim(tmp_path: Path) -> None:
 
 def test_a_bundle_that_says_nothing(tmp_path: Path) -> None:
     with pytest.raises(NotFound, match="doesn't say"):
+        bootstrap.read(tmp_path)
+
+
+HOSTILE = {
+    "a link to what never ends": lambda path: path.symlink_to("/dev/zero"),
+    "a link to another's secret": lambda path: path.symlink_to("/etc/shadow"),
+    "a FIFO that nobody writes": os.mkfifo,
+    "a directory": Path.mkdir,
+    "more than there is memory": lambda path: os.truncate(os.open(path, os.O_CREAT | os.O_WRONLY), 1 << 33),
+}
+
+
+@pytest.mark.parametrize("make", HOSTILE.values(), ids=HOSTILE)
+def test_a_hostile_bundle_is_not_read(tmp_path: Path, make: Callable[[Path], object]) -> None:
+    make(tmp_path / "bootstrap.json")
+    with pytest.raises(OSError, match=r"bootstrap\.json"):
+        bootstrap.read(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "text", ['{"a":' * 800, '{"version":' + "[" * 3000, '{"address":"/x","protocol":"ttrpc","version":1' + "0" * 4000 + "}"]
+)
+def test_a_hostile_text_is_told(tmp_path: Path, text: str) -> None:
+    (tmp_path / "bootstrap.json").write_text(text)
+    with pytest.raises(Internal):
         bootstrap.read(tmp_path)

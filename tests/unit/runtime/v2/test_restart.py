@@ -272,7 +272,7 @@ async def test_leftovers_of_a_removal_and_of_another_boot(rig: Rig) -> None:
     (work_dirs / "of-another-boot").mkdir(parents=True)
     await rig.pinned()
     await rig.restart()
-    await rig.manager.cleanup_work_dirs()
+    await rig.manager.remove_work_dirs(await rig.manager.orphaned_work_dirs())
     assert not rig.bundle(".c9").exists()
     assert [path.name for path in work_dirs.iterdir()] == ["pod"]
     await rig.release()

@@ -58,7 +58,7 @@ async def test_nothing_is_released_before_the_tasks_are_loaded(rig: Rig) -> None
         await rig.manager.stop_shim("pod")
     with pytest.raises(Unavailable, match="not known yet"):
         rig.manager.find("c1")
-    await rig.manager.load_existing_tasks()
+    await rig.load()
     await rig.release()
 
 
@@ -75,7 +75,7 @@ async def test_a_delete_meanwhile_does_not_take_a_shim_for_dead_that_was_not_loo
 
     monkeypatch.setattr(rig.node, "open", open_late)
     await rig.restart(during=False)
-    loading = asyncio.ensure_future(rig.manager.load_existing_tasks())
+    loading = asyncio.ensure_future(rig.load())
     await asked.wait()
     with pytest.raises(Unavailable):
         await rig.manager.delete("c1")
@@ -98,7 +98,7 @@ async def test_a_node_on_which_no_process_can_be_looked_at(rig: Rig, monkeypatch
     with pytest.raises(Unavailable):
         await rig.manager.delete("c1")
     trouble.over = True
-    await rig.manager.load_existing_tasks()
+    await rig.load()
     assert rig.node.commands == []
     await rig.release()
 
@@ -129,7 +129,7 @@ async def test_nor_is_one_that_drops_us_then(rig: Rig, monkeypatch: pytest.Monke
     trouble.over = True
     monkeypatch.setattr(rig.node, "connect", trouble)
     rig.boot()
-    await rig.manager.load_existing_tasks()
+    await rig.load()
     await pod_with_two(rig)
     trouble.over = False
     rig.node.shim("pod").hang_up()
