@@ -70,8 +70,8 @@ def test_the_daemon_is_killed(rig: Rig, pod: Pod) -> None:
     sandbox = process_of(container, "sandbox")
     rig.daemon.kill9()
     rig.daemon.start()
-    assert kubelet.exec_sync(container, "touch", "/tmp/go").exit_code == 0
     assert process_of(container, "sandbox").pid == sandbox.pid
+    assert kubelet.exec_sync(container, "touch", "/tmp/go").exit_code == 0
     assert kubelet.wait_exit(container).exit_code == 6
 
 
