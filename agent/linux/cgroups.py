@@ -80,6 +80,10 @@ class Cgroups:
         """
         await self._until_empty(path, budget, self._kill)
 
+    async def named(self, path: str) -> str:
+        """The processes in `path` and below, for a sentence: number, name, state, and where in the kernel one in state D waits."""
+        return await in_thread(lambda: self._named(self._processes(cgroupfs.relative(path))))
+
     async def wait_empty(self, path: str, budget: float) -> None:
         """Return when no process is in `path` and below. Raises DeadlineExceeded as `kill`."""
         await self._until_empty(path, budget, self._processes)
@@ -212,10 +216,18 @@ class Cgroups:
         for pid in sorted(pids)[:20]:
             try:
                 stat = procfs.parse_stat(files.read(f"{self._proc}/{pid}/stat"))
-                names.append(f"process {pid} ({procfs.printable(stat.comm)}, state {stat.state})")
+                names.append(f"process {pid} ({procfs.printable(stat.comm)}, state {stat.state}{self._waits_in(pid, stat.state)})")
             except (FileNotFoundError, ProcessLookupError):
                 names.append(f"process {pid}, which is ending")
         return ", ".join(names) + (f" and {len(pids) - 20} more" if len(pids) > 20 else "")
+
+    def _waits_in(self, pid: int, state: str) -> str:
+        """Where in the kernel one is that SIGKILL doesn't reach: that tells which driver or file system is at fault."""
+        try:
+            where = files.read(f"{self._proc}/{pid}/wchan").decode() if state == "D" else ""
+        except OSError:
+            return ""
+        return f" in {where}" if where not in ("", "0") else ""
 
 
 def _members(directory: str) -> set[int]:

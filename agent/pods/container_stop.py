@@ -101,9 +101,19 @@ async def _kill(pods: Pods, live: Container) -> None:
     if await _exits_within(live, timeouts.SHIM_DELETE + timeouts.EXIT_AFTER_SHIM_KILL) or await record_lost_exit(pods, live):
         return
     raise DeadlineExceeded(
-        f"container {record.id} has not ended after SIGKILL to it and to its shim; `orlop audit` names what holds it. "
-        "The agent goes on trying; a process in state D ends only when its I/O does"
+        f"container {record.id} has not ended after SIGKILL to it and to its shim{await _what_is_left(pods, live)}. "
+        "The agent goes on trying; a process in state D ends only when its I/O does, one in a frozen cgroup when that is thawed"
     )
+
+
+async def _what_is_left(pods: Pods, live: Container) -> str:
+    task = pods.tasks.find(live.record.id)
+    if task is None or not task.record.cgroup:
+        return ""
+    try:
+        return f"; in its cgroup {task.record.cgroup}: {await pods.cgroups.named(task.record.cgroup) or 'nobody'}"
+    except (OrlopError, OSError) as error:
+        return f"; its cgroup can't be read: {error}"
 
 
 async def _kill_cgroup(pods: Pods, live: Container) -> None:

@@ -42,7 +42,7 @@ def pytest_configure(config: pytest.Config) -> None:
     if os.geteuid() != 0:
         raise pytest.UsageError("The end-to-end tests mount, unshare and start containers: they need root.")
     toolbox.prepare()
-    for files, what, make in (("test_daemonset", "image of the watch", image.make), ("test_uml", "nodes in user-mode Linux", uml.prepare)):
+    for files, what, make in (("daemonset", "image of the watch", image.make), ("test_uml", "nodes in user-mode Linux", uml.prepare)):
         if wants(config.invocation_params.args, files):
             try:
                 make()

@@ -116,6 +116,7 @@ def assert_in_order(rig: Rig, begin: int, container: str) -> None:
     assert "shim_delete" not in order[order.index("unmount") :], order
 
 
+@pytest.mark.field_fault("4", "23")
 @pytest.mark.parametrize("method", ["Create", "Start", "Kill", "Delete"])
 def test_a_method(rig: Rig, failshims: Shims, method: str) -> None:
     """Of the task service, while the container is started, stopped and removed by a kubelet that gives up and comes again."""
@@ -189,6 +190,7 @@ def unmounts_that_failed(rig: Rig, begin: int) -> list[str]:
     return [event["id"] for event in rig.events(begin) if event["event"] == "teardown step failed" and event["step"] == "unmount"]
 
 
+@pytest.mark.field_fault("15", "16")
 @pytest.mark.parametrize("end", ["in order", "dead shim", "dead shim and daemon"])
 def test_mounts_over_the_rootfs_that_only_its_delete_takes_away(rig: Rig, failshims: Shims, end: str) -> None:
     """As Kata's. Whoever unmounts before `shim delete` finds it busy: nobody does, and so it never is."""
@@ -229,6 +231,7 @@ def mounts_of(container: str) -> list[str]:
     return [mount for mount in mounts() if f"/{container}/rootfs " in mount]
 
 
+@pytest.mark.field_fault("15")
 def test_mounts_that_a_shim_keeps_until_its_end(rig: Rig, failshims: Shims) -> None:
     """Its Delete doesn't take them away either: who holds them is told by ledger, explain and metrics, until the pod goes."""
     kubelet = rig.kubelet

@@ -20,6 +20,7 @@ SEED = int(os.environ.get("ORLOP_SOAK_SEED", time.time() // 86400))
 
 
 @pytest.mark.e2e
+@pytest.mark.field_fault("2", "3")
 def test_nothing_stays_of_pods_whose_helpers_are_killed(tmp_path: Path, busybox: Path, capsys: pytest.CaptureFixture[str]) -> None:
     faulthandler.cancel_dump_traceback_later()  # pytest's: the life of 60 pods is longer than that of a test
     soak = Soak(tmp_path, PAIRS[SEED % len(PAIRS)], busybox, pods=PODS, parallel=8, seed=SEED)

@@ -177,7 +177,7 @@ async def _without_delete(node: Node, task: Task, error: OrlopError) -> None:
     if task.stage is not Stage.LIVE:  # its shim has died meanwhile
         return
     if left.pids:
-        raise error
+        raise type(error)(f"{error}; of it there is {await node.cgroups.named(task.record.cgroup)}") from error
     task.ended = True
     if left.engine_state or isinstance(error, DeadlineExceeded):
         raise PartlyReleased(
@@ -385,8 +385,8 @@ async def _task_delete(_: Node, task: Task) -> None:
     if task.stage is not Stage.LIVE:  # the shim died right after its answer, and its cleanup was faster than we
         return
     task.move(Stage.DELETED)
-    if task.pid:
-        task.finish(exit_ or exits.lost(task.pid, "its shim didn't know it any more when it was deleted"))
+    if exit_ is not None:  # else it is told when no process is left: a shim that took a dead one's place knows none of its containers
+        task.finish(exit_)
 
 
 @step("shutdown")

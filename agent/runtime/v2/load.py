@@ -95,8 +95,7 @@ async def adopt(node: Node, task: Task) -> None:
             if not task.pid and state.pid:
                 await _learn_pid(node, task, state.pid)
         except NotFound:
-            if task.pid:
-                task.finish(exits.lost(task.pid, "its shim didn't know it any more when the agent was started again"))
+            task.shim.watchers.start(_end_without_its_shim(node, task), name=f"end of {task.id}")
             return
         except Closed:
             if not await task.shim.wait_settled():
@@ -109,6 +108,26 @@ async def adopt(node: Node, task: Task) -> None:
             break
         await asyncio.sleep(_RETRY)
     task.watch()
+
+
+async def _end_without_its_shim(node: Node, task: Task) -> None:
+    """It has ended, unless the shim that it ran in died, could not be cleaned up after, and has a successor: then it may still run."""
+    if not task.pid:
+        return
+    while True:
+        try:
+            process = await node.processes.open(task.pid, task.record.start_time)
+            break
+        except OSError as error:
+            _log.warning("a process can't be looked at", container=task.id, process=task.pid, error=str(error))
+            await asyncio.sleep(_RETRY)
+    if process is not None:
+        _log.warning("a container runs of which its shim doesn't know", container=task.id, process=task.pid)
+        try:
+            await process.wait()
+        finally:
+            process.close()
+    task.finish(exits.lost(task.pid, "its shim didn't know it any more when the agent was started again"))
 
 
 async def _learn_pid(node: Node, task: Task, pid: int) -> None:

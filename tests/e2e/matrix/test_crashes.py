@@ -92,6 +92,7 @@ def tell(rig: Rig, matrix: Matrix, harm: Harm, title: str, verb: str, story: Sto
     judge.verdict()
 
 
+@pytest.mark.field_fault("8", "M4")
 @every_verb
 def test_a_crash_at_every_failpoint(rig: Rig, verb: str, story: Story, matrix: Matrix) -> None:
     tell(rig, matrix, killed, "the daemon is killed", verb, story, hits_of(rig, story))

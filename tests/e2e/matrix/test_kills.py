@@ -130,6 +130,7 @@ def is_copier(process: Process) -> bool:
     return "agent.logs.copier" in process.argv
 
 
+@pytest.mark.field_fault("12", "M5")
 @pytest.mark.parametrize("half", [Life.create, Life.delete], ids=["create", "delete"])
 @pytest.mark.parametrize(
     ("victim", "is_victim", "choose"),

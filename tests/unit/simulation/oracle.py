@@ -206,6 +206,9 @@ class Oracle:
         told = (record.exit_code, record.finished_at)
         if self._exits.setdefault(record.id, told) != told:
             yield f"the exit of {record.id} was {self._exits[record.id]} and is {told} now (4)"
+        container = self._world.engine.containers.get(record.id)
+        if container is not None and container.init is not None and container.init.alive:
+            yield f"container {record.id} is told to have ended, but its init {container.init} is there (4)"
 
     def _at_once(self, daemon: Daemon) -> Iterator[str]:
         """List and Status answer without a wait (14): one of them, another one each time."""

@@ -171,6 +171,9 @@ class SimCgroups:
     async def processes(self, path: str) -> set[int]:
         return await in_thread(lambda: {proc.pid for proc in self._kernel.members(path)})
 
+    async def named(self, path: str) -> str:
+        return str(await self.processes(path))
+
     async def kill(self, path: str, budget: float) -> None:
         deadline = asyncio.get_running_loop().time() + budget
         while pids := await in_thread(self._kill, path):

@@ -308,6 +308,9 @@ class SimCgroups:
     async def processes(self, path: str) -> set[int]:
         return self._node.members.get(path, set())
 
+    async def named(self, path: str) -> str:
+        return str(await self.processes(path))
+
     async def kill(self, path: str, budget: float) -> None:
         if budget <= 0:
             raise DeadlineExceeded(path)

@@ -26,6 +26,7 @@ from tests.unit.runtime.v2.journal import (
     deleted,
     fork,
     freed,
+    nothing,
     several_turns,
     told,
 )
@@ -78,7 +79,20 @@ async def test_delete_of_one_that_the_shim_does_not_know(world: World) -> None:
     world.containers["c1"].known_to_shim = False
     world.end(world.containers["c1"])
     await delete_task(world.node, world.tasks["c1"])
-    assert world.journal == ["Kill c1", "Delete c1", "TaskExit c1 255", "look c1", *freed("c1"), "TaskDelete c1"]
+    assert world.journal == ["Kill c1", "Delete c1", "look c1", *freed("c1"), "TaskExit c1 255", "TaskDelete c1"]
+
+
+@pytest.mark.field_fault("9", "23")
+async def test_delete_of_one_that_the_shim_does_not_know_and_that_does_not_end(world: World) -> None:
+    """The shim that knew it is dead, this is its successor. Nobody may be told an exit and start a second one beside it."""
+    container = world.containers["c1"]
+    container.known_to_shim, container.unkillable, container.shim_delete_does = False, True, nothing
+    with pytest.raises(DeadlineExceeded):
+        await delete_task(world.node, world.tasks["c1"])
+    assert world.tasks["c1"].exited is None
+    container.unkillable = False
+    await delete_task(world.node, world.tasks["c1"])
+    assert world.journal[-2:] == told("c1")
 
 
 async def test_what_delete_left_is_taken_down_by_shim_delete(world: World) -> None:

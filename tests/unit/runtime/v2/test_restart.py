@@ -177,10 +177,24 @@ async def test_a_task_that_its_shim_does_not_know(rig: Rig) -> None:
     """The previous daemon died between Delete and the rest."""
     await rig.pinned()
     await rig.create()
-    del rig.node.shim("pod").containers["c1"]
+    rig.node.shim("pod").containers.pop("c1").stop(3)
     await rig.restart()
     exit_ = await rig.manager.get("c1").wait()
     assert (exit_.status, exit_.reason) == (255, "Unknown")
+    await rig.release()
+
+
+@pytest.mark.field_fault("9", "23")
+async def test_a_task_that_its_shim_does_not_know_and_that_runs(rig: Rig) -> None:
+    """Its own shim died and could not be cleaned up after: the process did not end. The successor has never heard of it."""
+    await rig.pinned()
+    await rig.create()
+    container = rig.node.shim("pod").containers.pop("c1")
+    await rig.restart()
+    task = rig.manager.get("c1")
+    assert task.exited is None
+    container.process.ended.set()
+    assert (await task.wait()).reason == "Unknown"
     await rig.release()
 
 

@@ -298,6 +298,9 @@ class FakeCgroups:
     async def processes(self, path: str) -> set[int]:
         return {c.pid for c in self._world.containers.values() if path == f"/pods/{c.id}" and c.runs and c.in_cgroup}
 
+    async def named(self, path: str) -> str:
+        return str(await self.processes(path))
+
     async def kill(self, path: str, budget: float) -> None:
         self._world.write(f"cgroup kill {path}")
         for container in self._world.containers.values():
