@@ -11,6 +11,7 @@ from agent.leaks.look import Look
 from agent.leaks.owners import KEY
 from agent.leaks.paths import entries, file_target, modified
 from agent.leaks.places import Places
+from agent.linux import engine_files
 from agent.store.ledger import Kind
 
 Names = Callable[[Look], Set[str]]
@@ -27,6 +28,8 @@ class Place:
     releases: str
     pins: str = ""
     skips_hidden: bool = False
+    key: Callable[[str], str] = str
+    """The key of the entry that should own it, from its name."""
 
     def __call__(self, look: Look) -> Iterator[Finding]:
         unowned = [path for path in entries(self.directory(look.places)) if not (self.skips_hidden and path.name.startswith("."))]
@@ -35,11 +38,12 @@ class Place:
         owned = self.owned(look)
         for path in unowned:
             # What begins with a dot is on its way out, and owned until it is gone.
-            if path.name not in owned and path.name.lstrip(".") not in owned:
+            key = self.key(path.name)
+            if key not in owned and key.lstrip(".") not in owned:
                 yield Finding(
                     self.kind,
                     str(path),
-                    "orlop" if KEY.fullmatch(path.name) else "unknown",  # a lost+found, or what an operator keeps there
+                    "orlop" if KEY.fullmatch(key) else "unknown",  # a lost+found, or what an operator keeps there
                     State.LEAKED,
                     self.why,
                     self.releases,
@@ -81,6 +85,7 @@ PLACES = (
         "`ENGINE delete --force`, then the removal of the directory",
         pins="its id, which can't be used again",
         skips_hidden=True,  # crun keeps a cache there
+        key=engine_files.owner,
     ),
     Place(
         Thing.SNAPSHOT,

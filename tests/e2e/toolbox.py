@@ -94,12 +94,19 @@ def prepare() -> None:
         unpacked(suite)
     containerd()
     prometheus()
+    runsc()
 
 
 def containerd(name: str = "containerd") -> Path:
     """The daemon of containerd 2.1, or its "ctr". Raises ToolError."""
     suite = SHIMS["2.1"]
     return unpacked(suite, TOOLS / f"{suite}-containerd", CONTAINERD) / "bin" / name
+
+
+def runsc() -> Path:
+    """gVisor's engine; its package has no shim. Not forky's, built by Go 1.26: it panics when a task first blocks. Raises ToolError."""
+    suite = "trixie"
+    return unpacked(suite, TOOLS / f"{suite}-runsc", frozenset({"runsc"}), ("runsc",)) / "bin" / "runsc"
 
 
 def prometheus(name: str = "prometheus") -> Path:
@@ -134,10 +141,10 @@ def unpack(debs: list[Path], home: Path, binaries: frozenset[str] = BINARIES) ->
                     if folder := destination(member, binaries):
                         member.name = PurePosixPath(member.name).name
                         members.extract(member, draft / folder)
-        [loader] = (draft / "lib").glob("ld-linux-*.so.*")
-        for binary in binaries:
+        loader = "".join(path.name for path in (draft / "lib").glob("ld-linux-*.so.*"))
+        for binary in binaries if loader else ():  # without one they are linked statically
             # --force-rpath: a RUNPATH would hold for the binary alone, and its libraries would find their own ones on the host.
-            tie: list[str | Path] = ["--force-rpath", "--set-rpath", home / "lib", "--set-interpreter", home / "lib" / loader.name]
+            tie: list[str | Path] = ["--force-rpath", "--set-rpath", home / "lib", "--set-interpreter", home / "lib" / loader]
             run("patchelf", *tie, draft / "bin" / binary)
         draft.rename(home)
 

@@ -1,6 +1,7 @@
 """The OCI engine's own state of a container: what `shim delete` reads and removes, and what is looked at afterwards.
 
-runc keeps `<root>/<id>/state.json`, crun `<root>/<id>/status`. Only used by `cleanup`: a healthy container is its shim's.
+runc keeps `<root>/<id>/state.json`, crun `<root>/<id>/status`, runsc files and a socket (`engine_files`). Only used by `cleanup`: a
+healthy container is its shim's.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import Any
 from agent import timeouts
 from agent.aio import in_thread
 from agent.errdefs import FailedPrecondition, Unknown
-from agent.linux import files
+from agent.linux import engine_files, files
 from agent.linux.processes import Command, Identity
 from agent.runtime.v2.config import RuntimeConfig
 from agent.runtime.v2.node import Processes
@@ -32,8 +33,8 @@ class Engine:
         self._processes = processes
 
     async def has_state(self, record: TaskRecord) -> bool:
-        """Whether the engine still has a directory for the container."""
-        return bool(record.engine_root) and await in_thread(_directory(record).exists)
+        """Whether the engine still has a directory or files for the container."""
+        return bool(record.engine_root) and await in_thread(_has_state, record)
 
     async def init(self, record: TaskRecord) -> Identity | None:
         """The container's first process, by the engine's state; None: no state, or none that can be read."""
@@ -60,7 +61,7 @@ class Engine:
             raise Unknown(f"{record.engine} delete --force {record.id} ended with {completed.returncode}: {said}")
 
     async def remove_state(self, record: TaskRecord) -> None:
-        """Remove the engine's directory, whose container is known to be gone. Gone: a no-op. Raises OSError."""
+        """Remove the engine's directory or files, whose container is known to be gone. Gone: a no-op. Raises OSError."""
         if record.engine_root:
             await in_thread(_remove, record)
 
@@ -80,7 +81,13 @@ def _init(record: TaskRecord) -> Identity | None:
     return None
 
 
+def _has_state(record: TaskRecord) -> bool:
+    return _directory(record).exists() or bool(engine_files.of(Path(record.engine_root), record.id))
+
+
 def _remove(record: TaskRecord) -> None:
     directory = _directory(record)
     if directory.exists():
         shutil.rmtree(directory)
+    for path in engine_files.of(Path(record.engine_root), record.id):
+        path.unlink(missing_ok=True)

@@ -58,3 +58,12 @@ async def test_a_bundle_on_its_way_out(node: FakeNode) -> None:
 async def test_the_cache_of_an_engine_is_its_own(node: FakeNode) -> None:
     node.has(node.places.engine_state / ".cache")
     assert await node.found() == []
+
+
+@pytest.mark.parametrize("name", ["{id}_sandbox:{id}.state", "{id}_sandbox:{id}.lock", "runsc-{id}.sock"])
+async def test_files_that_runsc_keeps_are_their_containers(node: FakeNode, name: str) -> None:
+    """Or the daemon would take gVisor's pods for leaks."""
+    node.has(node.places.engine_state / name.format(id=SANDBOX))
+    assert await node.found() == [("engine_state", "leaked", "orlop")]
+    node.owns(Kind.TASK, SANDBOX, EntryState.INTENDED)
+    assert await node.found() == []
