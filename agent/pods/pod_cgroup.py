@@ -7,6 +7,7 @@ the ledger as a CGROUP.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 
 from agent.config.handlers import RuntimeHandler
@@ -14,6 +15,7 @@ from agent.errdefs import Busy, FailedPrecondition, InvalidArgument
 from agent.linux import cgroupfs
 from agent.pods.context import Pods
 from agent.pods.sandbox import SandboxRecord, SandboxState
+from agent.store.kinds import Kind
 
 _SLICE = ".slice"
 
@@ -37,6 +39,17 @@ def of(pods: Pods, handler: RuntimeHandler, sandbox_id: str, asked_for: str) -> 
             f'cgroup_driver = "{theirs}" in its configuration, or cgroupDriver: {ours} in the kubelet\'s'
         )
     return cgroupfs.slice_path(name) if handler.systemd_cgroup else asked_for
+
+
+async def settle(pods: Pods, path: str) -> None:
+    """If the agent is about to remove this cgroup, which it made for an earlier attempt at the pod, do that first, as far as it goes.
+
+    Or a new attempt finds it there and doesn't own it, it is removed, and what the engine makes in its place is nobody's.
+    """
+    entry = pods.ledger.get(Kind.CGROUP, path)
+    if entry is not None and entry.due(math.inf):
+        users = [resource for resource in pods.ledger.owned(sandbox=entry.sandbox) if resource.uses(entry)]
+        await pods.releases.release([*users, entry])
 
 
 def refuse_another_driver(sandboxes: Iterable[SandboxRecord], *, systemd: bool) -> None:
