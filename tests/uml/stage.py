@@ -141,6 +141,7 @@ def registry() -> None:
 def main() -> None:
     request = Request.decoded(sys.argv[1])
     kubelet = Kubelet(load().socket)
+    grpc.channel_ready_future(kubelet.channel).result(timeout=60)  # a busy machine lets the first attempts run out of time
     stage = Stage(kubelet)
     if not KEPT.exists():
         live(kubelet, kubelet.pod_config("first", log_directory=LOGS))
