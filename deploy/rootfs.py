@@ -64,17 +64,9 @@ _LINKS = {
     "lib64": "usr/lib64",
     "sbin": "usr/sbin",
     "usr/bin/python3": f"python{PYTHON}",
-    # What alternatives would choose. Rules of the legacy iptables are read by the other two, which the package names.
-    "usr/sbin/iptables": "xtables-nft-multi",
-    "usr/sbin/iptables-save": "xtables-nft-multi",
-    "usr/sbin/ip6tables": "xtables-nft-multi",
-    "usr/sbin/ip6tables-save": "xtables-nft-multi",
+    "usr/sbin/ip6tables-save": "iptables-save",
     # Where command lines of shims say that a socket is.
     "var/run": "/run",
-}
-_FILES = {
-    "etc/group": "root:x:0:\n",
-    "etc/passwd": "root:x:0:0:root:/:/sbin/nologin\n",
 }
 _COMMAND = f"""\
 #!/usr/bin/python{PYTHON} -IB
@@ -83,6 +75,11 @@ from agent.cli.main import main
 main()
 """
 """-I: nothing in the environment or the working directory changes what is run. -B: the root file system is read-only."""
+_FILES = {
+    "etc/group": "root:x:0:\n",
+    "etc/passwd": "root:x:0:0:root:/:/sbin/nologin\n",
+    "usr/sbin/iptables-save": f"#!/usr/bin/python{PYTHON} -IB\n{Path(__file__).with_name('iptables_save.py').read_text()}",
+}
 
 
 def debian(tree: Path) -> list[str]:
@@ -115,6 +112,7 @@ def debian(tree: Path) -> list[str]:
         (tree / name).symlink_to(target)
     for name, text in _FILES.items():
         (tree / name).write_text(text)
+        (tree / name).chmod(0o755 if text.startswith("#!") else 0o644)
     return sorted(taken)
 
 

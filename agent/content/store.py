@@ -161,11 +161,16 @@ class ContentStore:
         return data
 
     async def delete(self, digest: str) -> None:
-        """Remove a blob; not there: no-op. Needs no disk space."""
+        """Remove a blob; not there: no-op. Needs no disk space. When this raises, it is there still, to be deleted later."""
         path = self.path(digest)
-        self._sizes.pop(digest, None)  # before the first await: nobody finds it any more
-        await failpoints.hit("content.delete.unlink")
-        await self._supervisor.detached(self._unlink(digest, path), name=f"delete {digest}")
+        size = self._sizes.pop(digest, None)  # before the first await: nobody finds it any more
+        try:
+            await failpoints.hit("content.delete.unlink")
+            await self._supervisor.detached(self._unlink(digest, path), name=f"delete {digest}")
+        except Exception:
+            if size is not None and await in_thread(path.exists):
+                self._sizes.setdefault(digest, size)
+            raise
 
     async def _unlink(self, digest: str, path: Path) -> None:
         async with self._locks.hold(digest):  # an ingest of the same digest comes before or after, not between

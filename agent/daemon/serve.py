@@ -38,7 +38,7 @@ from agent.logs.client import LogCopier
 from agent.network import Inventory
 from agent.network.leases import drop_unwritten
 from agent.network.network import Network
-from agent.pods import container_events, exits, facts, recovery
+from agent.pods import container_events, exits, facts, pod_cgroup, recovery
 from agent.pods.context import Pods
 from agent.pods.registry import Registry
 from agent.registry import RegistryClient
@@ -64,7 +64,7 @@ async def serve(settings: Settings) -> None:
     """Run until SIGTERM or SIGINT. Pods live on; their shims are not this process's children.
 
     Raises:
-        FailedPrecondition: another daemon uses the state directory.
+        FailedPrecondition: another daemon uses the state directory; or pods run in cgroups of the other cgroup driver.
         Unavailable: a socket or address can't be had.
     """
     if os.environ.get("ORLOP_LOOP_GUARD"):
@@ -171,6 +171,9 @@ async def _compose(settings: Settings, stack: AsyncExitStack, background: Superv
 
     registry = Registry(store.boot_records("sandboxes"), store.boot_records("containers"))
     await registry.load()
+    if settings.runtimes:
+        driven = any(handler.systemd_cgroup for handler in settings.runtimes.values())
+        pod_cgroup.refuse_another_driver((sandbox.record for sandbox in registry.sandboxes), systemd=driven)
     node = await in_thread(facts.read, cgroup_v2=cgroups.mode == "v2", nofile_limit=descriptors)
     for restriction in node.restrictions:
         _log.warning("this node restricts pods", restriction=restriction)
@@ -210,6 +213,7 @@ async def _compose(settings: Settings, stack: AsyncExitStack, background: Superv
     background.start(exits.watch(pods, subscription), name="exits")
     background.start(health.watch_lag(), name="loop lag")
     background.start(health.watch_pins(pods), name="pins")
+    background.start(health.watch_shims(pods), name="memory of shims")
     reaper = Reaper(processes, cgroups, mounts, namespaces, reaping.Plugins(network))
     background.start(_audit(settings, store, reaper, recovered), name="audit")
 

@@ -266,10 +266,10 @@ class ImageService:
 
     async def remove(self, name: str) -> None:
         """Remove an image by id, with all its names, or one of its names, and with the last tag (or, untagged, the last digest
-        reference) the image. Not there: no-op.
+        reference) the image.
 
         Layers and blobs that nothing needs any more are deleted before this returns; containers keep theirs. What can't be
-        deleted is logged, and tried again at the next start.
+        deleted is logged, and tried again by the next pull or removal, and at the next start.
         """
         await self._supervisor.detached(self._remove(name), name=f"remove {name}")
 
@@ -334,19 +334,17 @@ class ImageService:
 
     async def _remove(self, name: str) -> None:
         async with self._changing:
-            image = self.find(name)
-            if image is None:
-                return
-            left = _without(image, name)
-            await failpoints.hit("images.remove.record")
-            if left is None:
-                await self._records.delete(image.id)
-                self._forget(image)
-            else:
-                await self._records.put(left.id, _record(left).to_json())
-                self._forget(image)
-                self._set(left)
-        await self._collect()
+            if (image := self.find(name)) is not None:
+                left = _without(image, name)
+                await failpoints.hit("images.remove.record")
+                if left is None:
+                    await self._records.delete(image.id)
+                    self._forget(image)
+                else:
+                    await self._records.put(left.id, _record(left).to_json())
+                    self._forget(image)
+                    self._set(left)
+        await self._collect()  # also of what an earlier call could not delete
 
     async def _add(self, incoming: IncomingImage) -> Image:
         known = self._images.get(incoming.id)

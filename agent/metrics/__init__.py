@@ -57,6 +57,7 @@ last_audit = Gauge("orlop_last_audit_timestamp_seconds", "When the last audit en
 loop_lag_seconds = Histogram("orlop_event_loop_lag_seconds", "How late the event loop ran a timer.", buckets=_SECONDS, registry=registry)
 loop_blocked = Counter("orlop_event_loop_blocking_calls", "Blocking calls caught on the event loop's thread.", ["call"], registry=registry)
 ttrpc_late_answers = Counter("orlop_ttrpc_late_answers", "Answers of shims to calls whose caller had given up.", registry=registry)
+shim_memory = Gauge("orlop_shim_resident_bytes", "Resident memory of all shims, and of the largest.", ["of"], registry=registry)
 log_write_errors = Counter("orlop_log_write_errors", "Container log writes that failed; what was read is lost.", registry=registry)
 container_events_dropped = Counter(
     "orlop_container_events_dropped", "Container events lost to a client that reads them too slowly.", registry=registry

@@ -91,16 +91,14 @@ async def _until_deadline(live: Container) -> None:
 async def _kill(pods: Pods, live: Container) -> None:
     record = live.record
     await _signal(pods, live, signal.SIGKILL, whole=True)
-    if await _exits_within(live, timeouts.EXIT_AFTER_KILL):
-        return
-    if await record_lost_exit(pods, live):
+    if await _exits_within(live, timeouts.EXIT_AFTER_KILL) or await record_lost_exit(pods, live):
         return
     await _kill_cgroup(pods, live)
-    if await _exits_within(live, timeouts.EXIT_AFTER_CGROUP_KILL):
+    if await _exits_within(live, timeouts.EXIT_AFTER_CGROUP_KILL) or await record_lost_exit(pods, live):
         return
     _log.warning("no exit after SIGKILL: killing the shim", container=record.id, sandbox=record.sandbox_id)
     await pods.tasks.kill_shim(record.sandbox_id)
-    if await _exits_within(live, timeouts.SHIM_DELETE + timeouts.EXIT_AFTER_SHIM_KILL):
+    if await _exits_within(live, timeouts.SHIM_DELETE + timeouts.EXIT_AFTER_SHIM_KILL) or await record_lost_exit(pods, live):
         return
     raise DeadlineExceeded(
         f"container {record.id} has not ended after SIGKILL to it and to its shim{await _what_is_left(pods, live)}. "

@@ -7,6 +7,7 @@ before freeing: a slow unmount must not delay an init container's exit, and what
 
 from __future__ import annotations
 
+import asyncio
 import signal
 import time
 from contextlib import suppress
@@ -34,6 +35,8 @@ from agent.store.kinds import Kind
 _log = log.get("pods")
 _OF_A_TASK = (Kind.TASK, Kind.LOG, Kind.FIFO)
 _SIGKILLED = 137
+_RETRY = 1.0
+"""Seconds."""
 
 
 async def watch(pods: Pods, subscription: Subscription) -> None:
@@ -60,18 +63,29 @@ async def _exited(pods: Pods, container_id: str, exit_: Exit) -> None:
     if live is None:
         await _sandbox_task_exited(pods, container_id)
         return
-    async with pods.locks.hold(container_id):
-        await drain_log(pods, container_id)
-        await failpoints.hit("pods.exits.record")
-        await record_exit(pods, live, exit_)
+    while not await _recorded(pods, live, exit_):
+        await asyncio.sleep(_RETRY)
     await release_task(pods, container_id)
+
+
+async def _recorded(pods: Pods, live: Container, exit_: Exit) -> bool:
+    """An exit is told once: one that couldn't be recorded would be a container that runs for ever, so that it is tried again."""
+    container_id = live.record.id
+    try:
+        async with pods.locks.hold(container_id):
+            await drain_log(pods, container_id)
+            await failpoints.hit("pods.exits.record")
+            await record_exit(pods, live, exit_)
+    except (OrlopError, OSError) as error:
+        _log.error("exit not recorded yet", container=container_id, error=str(error))
+        return False
+    return True
 
 
 async def record_lost_exit(pods: Pods, live: Container) -> bool:
     """Whether the container has ended without anybody's having recorded it, which is made good here.
 
-    An exit is told once. What fails on the way from there to the record must not leave a container that runs for ever, and
-    whose stop costs the pod its shim.
+    Whatever fails on the way from its end to the record must not leave a container whose stop costs the pod its shim.
     """
     task = pods.tasks.find(live.record.id)
     if task is not None and task.exited is None:

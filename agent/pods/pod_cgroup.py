@@ -7,10 +7,15 @@ the ledger as a CGROUP.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable
+
 from agent.config.handlers import RuntimeHandler
-from agent.errdefs import Busy, InvalidArgument
+from agent.errdefs import Busy, FailedPrecondition, InvalidArgument
 from agent.linux import cgroupfs
 from agent.pods.context import Pods
+from agent.pods.sandbox import SandboxRecord, SandboxState
+from agent.store.kinds import Kind
 
 _SLICE = ".slice"
 
@@ -34,6 +39,38 @@ def of(pods: Pods, handler: RuntimeHandler, sandbox_id: str, asked_for: str) -> 
             f'cgroup_driver = "{theirs}" in its configuration, or cgroupDriver: {ours} in the kubelet\'s'
         )
     return cgroupfs.slice_path(name) if handler.systemd_cgroup else asked_for
+
+
+async def settle(pods: Pods, path: str) -> None:
+    """If the agent is about to remove this cgroup, which it made for an earlier attempt at the pod, do that first, as far as it goes.
+
+    Or a new attempt finds it there and doesn't own it, it is removed, and what the engine makes in its place is nobody's.
+    """
+    entry = pods.ledger.get(Kind.CGROUP, path)
+    if entry is not None and entry.due(math.inf):
+        users = [resource for resource in pods.ledger.owned(sandbox=entry.sandbox) if resource.uses(entry)]
+        await pods.releases.release([*users, entry])
+
+
+def refuse_another_driver(sandboxes: Iterable[SandboxRecord], *, systemd: bool) -> None:
+    """Whether the daemon may serve with this cgroup driver, asked at its start (field fault 31).
+
+    Raises:
+        FailedPrecondition: names the pods that run in cgroups of the other driver. What would be started in them now would be outside of
+            what limits and counts them.
+    """
+    others = [
+        f"{record.config.metadata.namespace}/{record.config.metadata.name} in {record.cgroup_parent}"
+        for record in sandboxes
+        if record.state is not SandboxState.STOPPED and record.cgroup_parent.endswith(_SLICE) is not systemd
+    ]
+    if others:
+        ours, theirs = ("systemd", "cgroupfs") if systemd else ("cgroupfs", "systemd")
+        more = f" and {len(others) - 5} more" if len(others) > 5 else ""
+        raise FailedPrecondition(
+            f"pods run that were started with the cgroup driver {theirs}, and cgroup_driver is {ours} now: {', '.join(others[:5])}{more}. "
+            f'They run on. Set cgroup_driver = "{theirs}" again, and change it when the node is drained'
+        )
 
 
 async def make(pods: Pods, path: str) -> None:

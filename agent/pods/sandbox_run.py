@@ -133,6 +133,7 @@ async def _plan(pods: Pods, sandbox_id: str, config: cri.PodSandboxConfig, handl
     if not host_ipc:
         pins["ipc"] = pods.state_dir / "namespaces" / f"{sandbox_id}-ipc"
     cgroup_parent = pod_cgroup.of(pods, handler, sandbox_id, config.linux.cgroup_parent)
+    await pod_cgroup.settle(pods, cgroup_parent)
     missing = not await pods.cgroups.exists(cgroup_parent)
     attachment = None
     if not host_network:

@@ -253,6 +253,8 @@ class Snapshotter:
     async def delete_layer(self, chain_id: str) -> None:
         """Remove a layer that nothing stands on; not there: no-op. It disappears at once; its files take a while.
 
+        One that can't be removed is there again when this raises: its directory is in the way of another one.
+
         Raises:
             FailedPrecondition: a layer or a snapshot stands on it.
         """
@@ -266,14 +268,19 @@ class Snapshotter:
         del self._layers[chain_id]  # before the first await: nobody finds it any more
         self._settling.forget(chain_id)
         async with self._claims.hold(chain_id):
-            await failpoints.hit("snapshots.delete_layer.rename")
-            await self._guarded(chain_id, self._delete, layer)
+            try:
+                await failpoints.hit("snapshots.delete_layer.rename")
+                await self._guarded(chain_id, self._delete, layer)
+            except Exception:
+                if await in_thread(self._layer_directory(chain_id).exists):
+                    self._layers[chain_id] = layer
+                raise
 
     def _delete(self, layer: Layer) -> None:
-        with suppress(FileNotFoundError):
-            (self._links / layer.short).unlink()
         trash = self._trash / secrets.token_hex(8)
         self._layer_directory(layer.chain_id).rename(trash)
+        with suppress(FileNotFoundError):
+            (self._links / layer.short).unlink()
         remove_tree(trash)
 
     # Snapshots of containers

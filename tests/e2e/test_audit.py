@@ -196,9 +196,13 @@ def leak_files(site: Site) -> Found:
 
 def test_what_was_leaked_on_purpose_is_found_beside_a_pod_that_is_not(site: Site) -> None:
     with ThreadPoolExecutor() as threads:
-        running = threads.submit(site.daemon.client.exec_sync, site.container, "sleep", "3")
-        assert audit(site.daemon) == (CLEAN, set())
-        assert not running.done()
+        running = threads.submit(site.daemon.client.exec_sync, site.container, "sh", "-c", "until [ -e /tmp/go ]; do sleep 0.05; done")
+        try:
+            until(lambda: [entry for entry in site.daemon.client.ledger() if entry.kind == "exec"], what="a command runs")
+            assert audit(site.daemon) == (CLEAN, set())
+            assert not running.done()
+        finally:
+            site.daemon.client.exec_sync(site.container, "touch", "/tmp/go")
         running.result()
     leaks = (leak_shim, leak_mount, leak_netns, leak_stale_pin, leak_init, leak_process, leak_chain, leak_files)
     expected = {found for leak in leaks for found in leak(site)}

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
+import sys
+import tarfile
 import urllib.request
 from collections import Counter
 from collections.abc import Iterator
@@ -14,16 +17,18 @@ import pytest
 import yaml
 from prometheus_client.parser import text_string_to_metric_families as parsed
 
-from deploy.image import built
+from deploy.image import build, built
+from deploy.iptables_save import NAMES
 from tests import helm
-from tests.e2e import containerd, prometheus
+from tests.e2e import containerd, prometheus, toolbox
 from tests.e2e.client import Client, until
 from tests.e2e.conftest import one_pair
 from tests.e2e.daemon import Daemon
 from tests.e2e.daemonset import Objects, pod_of
 from tests.e2e.test_foreign import leak_init, leak_mount, leak_netns, leak_shim
+from tests.e2e.toolbox import REPO
 
-pytestmark = [pytest.mark.e2e, one_pair]
+pytestmark = pytest.mark.e2e
 
 NAME = "leaks-orlop"
 ADDRESS = "127.0.0.1:9745"
@@ -99,6 +104,7 @@ def alone_and_bound(daemon: Daemon, watch: str) -> None:
         assert b"Read-only file system" in daemon.client.exec_sync(watch, "/usr/bin/python3", "-c", f"open({path!r}, 'w')").stderr
 
 
+@one_pair
 def test_its_pod_finds_what_leaks_on_the_node_and_prometheus_is_told(
     daemon: Daemon, objects: Objects, other: Client, tmp_path: Path
 ) -> None:
@@ -130,3 +136,25 @@ def test_its_pod_finds_what_leaks_on_the_node_and_prometheus_is_told(
         daemon.orlop("reap", "--grace", "0", "--yes")
         wait_for("none is left", lambda: not any(key[0] == "orlop_leaks" for key in scrape()))
         wait_for("no alert fires", lambda: not told.alerts(), told.alerts)
+
+
+def test_the_rules_of_either_iptables_are_read(tmp_path: Path) -> None:
+    """In network namespaces of their own: to look at a legacy table makes it."""
+    for family in ("iptables", "ip6tables"):
+        save = tmp_path / f"{family}-save"
+        save.symlink_to(REPO / "deploy/iptables_save.py")
+        script = f"{family}-nft -t nat -N BY-NFT; {{legacy}} {sys.executable} {save} -t nat; cat {NAMES[family]}"
+        for legacy, read, made in ((f"{family}-legacy -t nat -N BY-LEGACY;", {"BY-NFT", "BY-LEGACY"}, True), ("", {"BY-NFT"}, False)):
+            done = toolbox.run("unshare", "--net", "bash", "-ec", script.format(legacy=legacy))
+            assert set(re.findall("^:(BY-[A-Z]+) ", done.stdout, re.MULTILINE)) == read
+            assert done.stdout.endswith("nat\n") == made
+
+
+def test_the_image_is_the_same_when_it_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("UV_OFFLINE", "1")  # nothing can be fetched from here; it was for the first one
+    build(again := tmp_path / "image.tar")
+    made = []
+    for archive in (again, built()):
+        with tarfile.open(archive) as tar:
+            made.append(tar.getnames())  # digests
+    assert made[0] == made[1]

@@ -2,29 +2,39 @@
 
 The verb is held at a failpoint when user-mode Linux is killed. /run is gone with the memory, and with it the old boot's processes,
 namespaces and mounts; writable layers, addresses that host-local has given away, and half of what was being written are still there.
+A slice of `make power-matrix`, another one each day; `ORLOP_POWER_SLICE` plays one again.
 """
 
 from __future__ import annotations
 
+import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.e2e.stories import STORIES
 from tests.e2e.toolbox import Pair
 from tests.uml.node import Node
 from tests.uml.orlop import OrlopNode
+from tests.uml.power import ENGINES, NOTHING_LEFT, Cut, Power
+from tests.uml.stage import VERBS
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
 
+STORIES_OF_VERBS = [(verb, story.__name__) for verb in VERBS for story in STORIES[verb]]
+SLICE = int(os.environ.get("ORLOP_POWER_SLICE", time.time() // 86400))
+CUTS = 5
 
-@pytest.fixture(scope="module", params=[("systemd", "crun"), ("cgroupfs", "runc")], ids="-".join)
-def orlop(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, busybox: Path) -> Iterator[OrlopNode]:
+
+@pytest.fixture(scope="module", params=ENGINES.items(), ids="-".join)
+def orlop(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, busybox: Path, pause: Path) -> Iterator[OrlopNode]:
     """A node with Orlop, which one test after the other takes the power from."""
     driver, engine = request.param
     node = Node(tmp_path_factory.mktemp("power"), f"power-{driver}")
     try:
-        yield OrlopNode(node, Pair("2.1", engine), driver, busybox)
+        yield OrlopNode(node, Pair("2.1", engine), driver, busybox, pause)
     finally:
         node.cut()
 
@@ -48,21 +58,17 @@ def test_pods_outlive_the_daemons_unit(orlop: OrlopNode) -> None:
 
 
 @pytest.mark.field_fault("19", "24")
-@pytest.mark.parametrize(
-    ("verb", "point"),
-    [
-        ("run", "network.add.cache"),  # the plugins are about to be called
-        ("run", "runtime.shim.connect"),
-        ("run", "pods.sandbox_run.record"),  # all is made, and nobody was told
-        ("start", "runtime.task.create"),
-        ("start", "runtime.task.start"),
-        ("start", "pods.container_start.record"),
-        ("stop", "cleanup.shutdown"),
-        ("stop", "network.delete.cache"),
-        ("stop", "store.release.drop"),
-    ],
-)
-def test_the_power_goes_in_the_middle_of(orlop: OrlopNode, verb: str, point: str) -> None:
-    uid = orlop.kubelet(f"hang {verb} {point}").strip()
-    orlop.power_cut()
-    orlop.kubelet(f"after {uid}")
+def test_the_power_goes_in_the_middle_of_a_verb(orlop: OrlopNode, capsys: pytest.CaptureFixture[str]) -> None:
+    """At some of the failpoints that it passes, and at its end."""
+    verb, story = STORIES_OF_VERBS[(SLICE + list(ENGINES).index(orlop.driver) * len(STORIES_OF_VERBS) // 2) % len(STORIES_OF_VERBS)]
+    told: list[Cut] = []
+    nodes = iter([orlop])
+    power = Power(orlop.driver, lambda: next(nodes, None) or pytest.fail(told[-1].result), told.append)
+    points = power.points(verb, story)
+    first = SLICE // len(STORIES_OF_VERBS) * CUTS
+    for point in dict.fromkeys(points[number % len(points)] for number in range(first, first + CUTS)):
+        power.cut(verb, story, point)
+    power.end()
+    with capsys.disabled():
+        print(f"\nORLOP_POWER_SLICE={SLICE}", *told, sep="\n")
+    assert [cut.result for cut in told] == [NOTHING_LEFT] * len(power.cuts)

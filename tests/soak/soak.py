@@ -5,7 +5,8 @@
     last     the other half, with a daemon that has just been started and is left alone
 
 Memory and file descriptors are those of a daemon without pods. They are taken at the same age, after a tenth of the pods: in `first` and in
-`last`, which shows what a node's past costs a daemon; and after each further tenth of `last`, which shows what it keeps itself.
+`last`, which shows what a node's past costs a daemon; and after each further tenth of `last`, which shows what it keeps itself. There the
+second tenth is compared with the last: it is in the first ones that a new process grows to its size.
 Used by `make soak` and, in small, by `tests/e2e/test_soak.py`. Runs on the node of `tests/e2e/enter`.
 """
 
@@ -176,8 +177,11 @@ class Soak:
         found += [f"left on the node: {thing}" for thing in self._left] + [f"left in the ledger: {entry}" for entry in self._owned]
         if self._audit[0] != 0:
             found.append(f"orlop audit ended with {self._audit[0]}: {self._audit[1]}")
-        first, same_age, *_, end = [measured for _, measured in self._measured]
-        for what, than, now in (("a node's past", first, same_age), ("its own", same_age, end)):
+        first, same_age, *later = [measured for _, measured in self._measured]
+        comparisons = [("a node's past", first, same_age)]
+        if later:
+            comparisons.append(("its own", later[0], later[-1]))
+        for what, than, now in comparisons:
             if now.descriptors != than.descriptors:
                 more, fewer = (Counter(one.descriptors) - Counter(other.descriptors) for one, other in ((now, than), (than, now)))
                 found.append(f"file descriptors, by {what}: more are {dict(more)}, fewer {dict(fewer)}")

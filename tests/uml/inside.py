@@ -1,30 +1,24 @@
-"""What `tests.uml.orlop` has done on the node's side, as `python -m tests.uml.inside COMMAND [ARGUMENT ...]`.
+"""What `tests.uml.orlop` has done on the node's side, as `python -m tests.uml.inside COMMAND`.
 
-    hang VERB POINT    lets VERB (run, start, stop) come as far as the failpoint POINT, where it stays; prints the pod's uid
-    after UID          after a boot: nothing may be left; then does with pod UID what a kubelet does, and again nothing may be left
-    up                 runs a pod with a container
-    down               it runs still; takes it down, and nothing may be left
-    driver             prints the cgroup driver that a kubelet is told
+    up        runs a pod with a container
+    down      it runs still; takes it down, and nothing may be left
+    driver    prints the cgroup driver that a kubelet is told
 
-One command does much: starting Python takes seconds there.
+`tests.uml.stage` has pods live and looks at what is left, too.
 """
 
 from __future__ import annotations
 
 import subprocess
 import sys
-import threading
 from collections.abc import Callable
-from contextlib import suppress
 from glob import glob
 from pathlib import Path
 
-import grpc
 from click.testing import CliRunner
 
 from agent.cli.main import main as cli
 from agent.config.settings import load
-from cri.api import admin_pb2 as admin
 from cri.api import api_pb2 as cri
 from tests.e2e.client import Client, until
 from tests.e2e.node import nat_chains
@@ -46,40 +40,8 @@ TRACES = (
 
 
 def main() -> None:
-    commands: dict[str, Callable[..., None]] = {"hang": hang, "after": after, "up": up, "down": down, "driver": driver}
+    commands: dict[str, Callable[..., None]] = {"up": up, "down": down, "driver": driver}
     commands[sys.argv[1]](Client(load().socket), *sys.argv[2:])
-
-
-def hang(client: Client, verb: str, point: str) -> None:
-    config = client.pod_config("victim")
-    print(config.metadata.uid)
-    act: Callable[[], object] = lambda: client.run_again(config)  # noqa: E731
-    if verb != "run":
-        pod = client.run_again(config)
-        client.run_container(pod, name="neighbour")
-        container = client.create_container(pod, name="victim")
-        act = {"start": lambda: client.start(container), "stop": lambda: client.stop_pod(pod)}[verb]
-    client.admin.Failpoints(admin.FailpointsRequest(configure=f"{point}=hang"))
-    threading.Thread(target=_unanswered, args=(act,), daemon=True).start()
-    until(lambda: point in client.admin.Failpoints(admin.FailpointsRequest()).passed, what=f"{verb} is at {point}", within=60)
-
-
-def _unanswered(act: Callable[[], object]) -> None:
-    with suppress(grpc.RpcError):
-        act()
-
-
-def after(client: Client, uid: str) -> None:
-    assert client.pods() == [], "sandboxes end with the boot"
-    nothing_is_left(client)
-    config = client.pod_config("victim", log_directory=LOGS)
-    config.metadata.uid, config.linux.cgroup_parent = uid, client.cgroup_parent(uid)
-    client.stop_pod("ab" * 32)  # as it knew it
-    client.remove_pod("ab" * 32)
-    live(client, config)
-    config.linux.cgroup_parent = ""  # of a client that is no kubelet
-    live(client, config)
-    nothing_is_left(client)
 
 
 def up(client: Client) -> None:

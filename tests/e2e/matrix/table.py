@@ -51,7 +51,10 @@ class Case:
     """What was there at the end."""
     detail: str = ""
     """Which of several points of the same place."""
+    refused: bool = False
+    """Whether the call failed, cleanly."""
     failure: str = ""
+    """What went wrong beside the harm."""
 
     def __str__(self) -> str:
         return f"{self.table}: {self.row}, {self.column}, {self.lane}, {self.detail}"
@@ -76,7 +79,10 @@ class Matrix:
         yield from _by_kind(tables)
         yield ""
         failed = [case for case in self.cases if case.failure]
-        yield f"{len(self.cases)} cases, {len(failed)} failed, {sum(sum(case.left.values()) for case in self.cases)} things left."
+        for title, cases in tables.items():
+            left = sum(case.left.total() for case in cases)
+            yield f"{title}: {len(cases)} cases, in {sum(case.refused for case in cases)} of them the call failed; {left} things left."
+        yield f"{len(failed)} cases where something else went wrong."
         yield from (f"- {case}: {case.failure}" for case in failed)
 
 
@@ -91,14 +97,18 @@ def _by_place(cases: Sequence[Case]) -> Iterator[str]:
     yield from _row("", columns)
     yield from _row("---", ["---"] * len(columns))
     for row in sorted({case.row for case in cases}):
-        yield from _row(row, [" / ".join(_cell(places[row, column, lane]) for lane in lanes) for column in columns])
+        yield from _row(row, [_place([places[row, column, lane] for lane in lanes]) for column in columns])
+
+
+def _place(lanes: Sequence[Sequence[Case]]) -> str:
+    return " / ".join(map(_cell, lanes)) if any(lanes) else "–"
 
 
 def _cell(cases: Sequence[Case]) -> str:
     if not cases:
         return "–"
     bad = "!" if any(case.failure for case in cases) else ""
-    return f"{len(cases)}:{sum(sum(case.left.values()) for case in cases)}{bad}"
+    return f"{len(cases)}:{sum(case.left.total() for case in cases)}{bad}"
 
 
 def _by_kind(tables: dict[str, list[Case]]) -> Iterator[str]:

@@ -29,10 +29,10 @@ REDIAL = {"runtime.shim.connect", "ttrpc.connect.dial"}
 ERRORS_OF = 6
 """Slices of CI that the failing steps are divided into."""
 
-Harm = Callable[[Rig, Acts, "Hit"], Counter[str]]
-"""Does what is wrong under the verb of a story, and says what is on the node then."""
 Hit = tuple[str, int]
 """A failpoint, and the how manieth time that it is passed."""
+Harm = Callable[[Rig, Acts, Hit, Case], None]
+"""Does what is wrong under the verb of a story, and notes what is on the node then."""
 
 VERBS = [(verb, story) for verb, told in stories.STORIES.items() for story in told]
 every_verb = pytest.mark.parametrize(("verb", "story"), VERBS, ids=lambda value: getattr(value, "__name__", ""))
@@ -52,23 +52,21 @@ def hits_of(rig: Rig, story: Story) -> list[Hit]:
     return [(point, nth) for point, times in Counter(passed).items() for nth in ({times} if story.__name__ in ONCE else {1, times})]
 
 
-def killed(rig: Rig, acts: Acts, hit: Hit) -> Counter[str]:
+def killed(rig: Rig, acts: Acts, hit: Hit, case: Case) -> None:
     stories.crash(rig, acts, f"{hit[0]}={hit[1]}*crash")
-    found = by_kind(rig.on_node())
+    case.at = by_kind(rig.on_node())
     rig.daemon.start()
-    return found
 
 
-def failed(rig: Rig, acts: Acts, hit: Hit) -> Counter[str]:
+def failed(rig: Rig, acts: Acts, hit: Hit, case: Case) -> None:
     """The verb fails with the reason, or gets by without that step."""
     point, nth = hit
     verb = next(acts)
     rig.daemon.failpoints(f"{point}={nth}*error(on purpose)")
     said = refusal(verb)
     assert said is None or f"failpoint {point}: on purpose" in said
-    found = by_kind(rig.left())
+    case.at, case.refused = by_kind(rig.left()), said is not None
     assert rig.daemon.failpoints("").count(point) >= nth, "it was not passed"
-    return found
 
 
 def refusal(call: Callable[[], object]) -> str | None:
@@ -87,7 +85,7 @@ def tell(rig: Rig, matrix: Matrix, harm: Harm, title: str, verb: str, story: Sto
         case = Case(title, point, verb, str(rig.daemon.pair), detail=f"{story.__name__}, time {nth}")
         with judge.trying(case):
             acts = story(rig)
-            case.at = harm(rig, acts, (point, nth))
+            harm(rig, acts, (point, nth), case)
             assert list(acts) == []
     judge.verdict()
 

@@ -189,6 +189,7 @@ def killed(rig: Rig, life: Life, half: Half, moment: Moment, find: Find, case: C
         struck = moment.strike(rig, doing, find)
         case.at = by_kind(rig.on_node())
     if isinstance(error := doing.exception(), grpc.RpcError):
+        case.refused = True
         check(error)
     elif error is not None:
         raise error

@@ -236,6 +236,23 @@ async def test_failure_at_each_step(node: ImageNode, registry: FakeRegistry, poi
     assert await node.images.pull(f"{registry.domain}/app:v1")
 
 
+@pytest.mark.parametrize("point", ["snapshots.delete_layer.rename", "content.delete.unlink"])
+@pytest.mark.parametrize("nth", [1, 2])
+async def test_what_a_removal_could_not_delete_is_in_nobodys_way(node: ImageNode, registry: FakeRegistry, point: str, nth: int) -> None:
+    """A layer's directory that nobody knows of any more would keep the layer from being committed again."""
+    registry.add_image("app", [BASE, {"x": b""}], "v1")
+    name = f"{registry.domain}/app:v1"
+    for again in (node.images.pull, node.images.remove):
+        await node.images.pull(name)
+        failpoints.configure(f"{point}={nth}*error")
+        await node.images.remove(name)
+        assert failpoints.passed().count(point) >= nth
+        failpoints.configure("")
+        assert node.left()
+        await again(name)
+    nothing_left(node)
+
+
 @pytest.mark.parametrize("point", [point for point in POINTS if not point.endswith("put")])
 async def test_cancellation_at_each_step(node: ImageNode, registry: FakeRegistry, point: str) -> None:
     registry.add_image("app", [BASE, {"x": b""}], "v1")

@@ -38,7 +38,7 @@ def main() -> int:
     parser.add_argument("seeds", help="FROM:COUNT, or one seed, which is then shown")
     parser.add_argument("--seconds", type=float, default=float("inf"), help="no new schedules after that time")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
-    parser.add_argument("--keep", type=Path, help="a file of what came of finished ones; a later run leaves these out, and counts them in")
+    parser.add_argument("--keep", type=Path, help="a file of what came of finished ones; a later run counts the good ones in")
     parser.add_argument("--verbose", action="store_true", help="of one seed, show all steps and what the agent logs")
     options = parser.parse_args()
     first, _, count = options.seeds.partition(":")
@@ -55,7 +55,7 @@ def main() -> int:
 
 def run_all(seeds: range, jobs: int, seconds: float, keep_in: Path | None) -> Tally:
     """Schedules from consecutive seeds, until they are through, the time is over, or some have failed."""
-    total = together(kept(keep_in)) if keep_in else Tally()
+    total = together(each for each in kept(keep_in) if not each.failed) if keep_in else Tally()
     began = told = _real_time()
     rest = _portions(seeds, total)
     with ProcessPoolExecutor(jobs, initializer=leave_out) as pool:

@@ -19,7 +19,7 @@ from agent.pods import container_status, sandbox_status
 from agent.pods.container import REASON_START_ERROR, REASON_UNKNOWN, ContainerRecord, ContainerState
 from agent.pods.registry import Container as LiveContainer
 from agent.pods.registry import Sandbox as LiveSandbox
-from agent.pods.sandbox import SandboxState
+from agent.pods.sandbox import SandboxRecord, SandboxState
 from agent.pods.wire import element
 from agent.runtime.v2.bundle import Bundle
 from cri.api import api_pb2 as cri
@@ -40,7 +40,7 @@ class Oracle:
         """Sandboxes whose shim has dropped its connections, and containers whose processes can't be killed as others."""
         self.unpinned: set[Path] = set()
         self.disturbed = False
-        """Something was made to fail: a shim that can't be replaced is tried again by the next create only."""
+        """Something was made to fail."""
         self._seen: dict[str, tuple[object, bytes]] = {}
         """By id, the record whose wire bytes were found to be right, and these. Records don't change, others take their place."""
         self._exits: dict[str, tuple[int, int]] = {}
@@ -240,10 +240,13 @@ class Oracle:
         """Nothing is under way, and nothing is wrong any more: what is told is what is."""
         for live in daemon.pods.registry.containers:
             yield from self._is_as_told(live)
-        for sandbox in daemon.pods.registry.sandboxes:
-            record = sandbox.record
-            if record.state is SandboxState.READY and not self.disturbed and not self._world.shims.of(record.id):
-                yield f"sandbox {record.id} is ready, and has no shim (10)"
+        if not self.disturbed and not self._world.disk.refused:
+            yield from (f"sandbox {record.id} is ready, and has no shim (10)" for record in self.without_shim(daemon))
+
+    def without_shim(self, daemon: Daemon) -> list[SandboxRecord]:
+        """Sandboxes that are ready and have no shim. One whose replacement failed gets it with its next container."""
+        ready = [live.record for live in daemon.pods.registry.sandboxes if live.record.state is SandboxState.READY]
+        return [record for record in ready if not self._world.shims.of(record.id)]
 
     def _is_as_told(self, live: LiveContainer) -> Iterator[str]:
         record, container = live.record, self._world.engine.containers.get(live.record.id)

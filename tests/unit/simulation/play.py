@@ -245,7 +245,7 @@ class Player:
     async def _end(self) -> None:
         """Everything is well again; after a while the kubelet removes all its pods; then nothing may be left."""
         if self._world.disk.full and not self._oracle.disturbed and not self._harm.done:
-            await self._remove_all(await self._boot())  # which needs no disk (11)
+            await self._remove_all()  # which needs no disk (11)
             if self._found([f"left with a full disk: {thing} (11)" for thing in self._oracle.left()], "a full disk"):
                 return
         self._heal()
@@ -258,7 +258,10 @@ class Player:
             return
         if self._found(list(self._oracle.at_rest(daemon)) + await self._leaks(daemon), "at rest"):
             return
-        await self._remove_all(daemon)
+        await self._start_in_those_without_shim(daemon)
+        if self._look("shims that were missing"):
+            return
+        daemon = await self._remove_all()
         while self._outcome.calls < _FEWEST_CALLS:  # a kubelet that asks once more for the end of what has ended
             gone = cri.RemovePodSandboxRequest(pod_sandbox_id=self._choices.choice(sorted(self._oracle.asked) or ["never-there"]))
             await self._or_dead(daemon, self._begin(daemon, "RemovePodSandbox", gone), _PATIENCE)
@@ -272,6 +275,20 @@ class Player:
             return
         await daemon.stop()
         self._look("the daemon's end")
+
+    async def _start_in_those_without_shim(self, daemon: Daemon) -> None:
+        """A shim that couldn't take a dead one's place, since something was made to fail, is started by the pod's next container."""
+        for record in self._oracle.without_shim(daemon):
+            config = cri.ContainerConfig(metadata=cri.ContainerMetadata(name="next"), image=cri.ImageSpec(image=IMAGE), log_path="next.log")
+            config.linux.security_context.namespace_options.pid = cri.CONTAINER
+            create = cri.CreateContainerRequest(pod_sandbox_id=record.id, config=config, sandbox_config=record.config)
+            begun = self._begin(daemon, "CreateContainer", create)
+            await self._or_dead(daemon, begun, _PATIENCE)
+            if begun.done() and begun.exception() is None:
+                start = cri.StartContainerRequest(container_id=begun.result().container_id)
+                await self._or_dead(daemon, self._begin(daemon, "StartContainer", start), _PATIENCE)
+            if not self._world.shims.of(record.id):
+                self._node.broken(f"sandbox {record.id} is ready, and gets no shim with its next container (10)")
 
     async def _leaks(self, daemon: Daemon) -> list[str]:
         """What the detectors say, of some nodes: they take their time. All that there is is somebody's, and all entries are right."""
@@ -298,10 +315,11 @@ class Player:
             self._outcome.problems, self._outcome.at = problems, where
         return bool(problems)
 
-    async def _remove_all(self, daemon: Daemon) -> None:
+    async def _remove_all(self) -> Daemon:
         """As the kubelet does, again and again, until there is nothing, or for a quarter of an hour."""
         deadline = self._world.loop.time() + _REST
-        while self._world.loop.time() < deadline:
+        while True:
+            daemon = await self._boot()
             sandboxes = list(daemon.pods.registry.sandboxes)
             for sandbox in sandboxes:
                 self._oracle.asked.add(sandbox.record.id)
@@ -310,10 +328,11 @@ class Player:
                 removal = cri.RemovePodSandboxRequest(pod_sandbox_id=sandbox.record.id)
                 await self._or_dead(daemon, self._begin(daemon, "RemovePodSandbox", removal), 2 * _PATIENCE)
                 if self._look("removing all"):
-                    return
+                    return daemon
             await asyncio.sleep(1)
-            if not sandboxes and not daemon.store.ledger.all() and not self._node.jobs and not self._oracle.left():
-                break
+            empty = not sandboxes and not daemon.store.ledger.all() and not self._node.jobs and not self._oracle.left()
+            if (empty and not daemon.life.dead) or self._world.loop.time() > deadline:
+                return daemon
             await asyncio.sleep(4)
 
     async def _rest(self, daemon: Daemon) -> None:

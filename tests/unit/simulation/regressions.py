@@ -74,6 +74,18 @@ CASES: dict[str, Case] = {
             Op("remove pod", how="wait", number=2.0, text="1.7"),
         ],
     ),
+    # An exit that couldn't be recorded at once: the container ran for ever, by its record.
+    "exit_not_recorded_at_once": Case(
+        14587,
+        [
+            Op("failpoint", how="error", number=1, text="pods.exits.record"),
+            Op("restart"),
+            Op("crash"),
+            Op("start", how="wait", text="2.1"),
+            Op("end", number=3),
+            Op("pass", number=1.0),
+        ],
+    ),
     # An exec that was taken down while it was being registered ended with a KeyError.
     "exec_taken_down_early": Case(
         33,
