@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -68,9 +69,18 @@ class ResultCache:
         return result
 
     def remove(self, attachment: Attachment) -> None:
-        """Forget the attachment; nothing there: no-op. Raises OSError."""
+        """Forget the attachment, for good: the ledger drops it next, and a file that a power cut brings back would be nobody's.
+
+        Nothing there: no-op. Raises OSError.
+        """
         self._temporary(attachment).unlink(missing_ok=True)
         self.path(attachment).unlink(missing_ok=True)
+        with suppress(FileNotFoundError):
+            descriptor = os.open(self.directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
 
     def _temporary(self, attachment: Attachment) -> Path:
         path = self.path(attachment)

@@ -35,7 +35,6 @@ Harm = Callable[[Rig, Acts, Hit, Case], None]
 """Does what is wrong under the verb of a story, and notes what is on the node then."""
 
 VERBS = [(verb, story) for verb, told in stories.STORIES.items() for story in told]
-every_verb = pytest.mark.parametrize(("verb", "story"), VERBS, ids=lambda value: getattr(value, "__name__", ""))
 
 
 def hits_of(rig: Rig, story: Story) -> list[Hit]:
@@ -91,11 +90,15 @@ def tell(rig: Rig, matrix: Matrix, harm: Harm, title: str, verb: str, story: Sto
 
 
 @pytest.mark.field_fault("8", "M4")
-@every_verb
+@pytest.mark.parametrize(("verb", "story"), VERBS, ids=lambda value: getattr(value, "__name__", ""))
 def test_a_crash_at_every_failpoint(rig: Rig, verb: str, story: Story, matrix: Matrix) -> None:
     tell(rig, matrix, killed, "the daemon is killed", verb, story, hits_of(rig, story))
 
 
-@every_verb
+@pytest.mark.parametrize(
+    ("verb", "story"),
+    [told for told in VERBS if told[0] != "a shim dies"],  # no call is made that could be repeated: there is a new shim when it is needed
+    ids=lambda value: getattr(value, "__name__", ""),
+)
 def test_a_failure_at_every_failpoint(rig: Rig, verb: str, story: Story, matrix: Matrix) -> None:
     tell(rig, matrix, failed, "a step fails", verb, story, slices.part(hits_of(rig, story), ERRORS_OF))

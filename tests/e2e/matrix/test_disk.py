@@ -25,8 +25,8 @@ from tests.e2e.stories import Story
 pytestmark = [pytest.mark.e2e, one_pair, pytest.mark.field_fault("25"), pytest.mark.timeout(1800)]
 
 TIMEOUTS = "RELEASE_RETRY=1"
-OF = 8
-"""Slices of CI that the steps are divided into."""
+OF = 7
+"""Slices of CI that verbs and harms are divided into."""
 MAKE = {"RunPodSandbox", "CreateContainer", "StartContainer", "ExecSync", "PullImage"}
 """Calls that need room. The others, which stop and remove, must not."""
 CLEAR = re.compile(
@@ -60,13 +60,13 @@ HARMS: dict[str, Harm] = {
 @pytest.mark.parametrize(
     ("verb", "story", "harm"),
     # A pod whose shim dies gets another one, which needs room for its socket.
-    [(*told, harm) for told in VERBS for harm in HARMS if (told[0], harm) != ("a shim dies", FULL_STATE)],
+    slices.part([(*told, harm) for told in VERBS for harm in HARMS if (told[0], harm) != ("a shim dies", FULL_STATE)], OF),
     ids=lambda value: getattr(value, "__name__", value),
 )
 def test_at_each_step_of_the_store(rig: Rig, verb: str, story: Story, harm: str, matrix: Matrix) -> None:
     judge, pid = Judge(rig, matrix), rig.daemon.pid
     hits = [hit for hit in hits_of(rig, story) if hit[0].startswith("store.")]
-    for point, nth in slices.part(hits, OF):
+    for point, nth in hits:
         case = Case("a disk is full or fails", f"{point}: {harm}", verb, str(rig.daemon.pair), detail=f"{story.__name__}, time {nth}")
         with judge.trying(case):
             spoiled(rig, story, (point, nth), HARMS[harm], verb in MAKE, case)

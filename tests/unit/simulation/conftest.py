@@ -12,7 +12,7 @@ import pytest
 from tests.unit.simulation.world import remove, scratch
 
 PER_TEST = 50
-TESTS = int(os.environ.get("ORLOP_SIMULATE_TESTS", "16"))
+TESTS = int(os.environ.get("ORLOP_SIMULATE_TESTS", "20"))
 FIRST = int(os.environ.get("ORLOP_SIMULATE_FROM", int(time.time()) // 86400 * 100_000))
 """Other seeds each day."""
 

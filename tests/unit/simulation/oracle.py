@@ -22,6 +22,8 @@ from agent.pods.registry import Sandbox as LiveSandbox
 from agent.pods.sandbox import SandboxRecord, SandboxState
 from agent.pods.wire import element
 from agent.runtime.v2.bundle import Bundle
+from agent.store.kinds import Kind
+from agent.store.resource import Resource
 from cri.api import api_pb2 as cri
 from tests.unit.simulation.daemon import Daemon
 from tests.unit.simulation.kernel import Proc
@@ -77,9 +79,10 @@ class Oracle:
         for shim in self._world.shims.live():
             if shim.proc is proc:
                 pod = self._pod_of(shim.group)
-                # One that is mute is not dead. One with nothing in it may have been on its way to take a dead one's place when the daemon
-                # died: its successor doesn't know it, and begins anew.
-                healthy = bool(shim.containers) and not (shim.hung or pod in self.harmed)
+                # One that is mute is not dead. One with nothing in it may have been on its way to take a dead one's place, or to a pod that
+                # isn't one yet, when the daemon died or the start failed: who comes next doesn't know it, and begins anew.
+                half_started = not shim.containers and (self._world.starts > 1 or self.disturbed)
+                healthy = not (half_started or shim.hung or pod in self.harmed)
                 if healthy and not self._may_end(pod):
                     self._node.broken(f"the shim of {pod} is killed, though it is well and nobody asked for it (12)")
                 return
@@ -176,7 +179,19 @@ class Oracle:
             yield from self._exited(live.record)
             if live.record.sandbox_id not in registry.sandboxes:
                 yield f"container {live.record.id} is listed without its sandbox"
+        for resource in daemon.store.ledger.all():
+            if resource.kind is Kind.TASK and "held by" in resource.error:
+                yield from self._names_holders(resource)
         yield from self._at_once(daemon)
+
+    def _names_holders(self, resource: Resource) -> Iterator[str]:
+        """What can't be unmounted says who holds it. Kata's own mounts, too, make a rootfs busy, and nobody is to be seen."""
+        container = self._world.engine.containers.get(resource.key)
+        if container is None or container.state_dir is None:
+            return
+        holders = [proc for mount in container.mounts for proc in mount.holders]
+        if holders and not any(f"process {proc.pid} " in resource.error for proc in holders):
+            yield f"the rootfs of {resource.key} is held by {holders}, of whom nothing is said: {resource.error} (9)"
 
     def _is_old(self, live: LiveSandbox | LiveContainer) -> bool:
         record, item = live.record, live.item
@@ -256,7 +271,7 @@ class Oracle:
                 if container is None or container.status != "running":
                     yield f"container {record.id} is told to run, but is {container and container.status} (4)"
             case ContainerState.STARTING:
-                if self._node.hits["engine create hangs"]:  # for ever, until somebody stops the container
+                if any(job.proc.argv[-1:] == (record.id,) for job in self._node.jobs):  # its create hangs until somebody stops it
                     return
                 yield f"container {record.id} is still starting (10)"
             case _:

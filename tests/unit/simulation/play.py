@@ -300,7 +300,8 @@ class Player:
         ]
 
     def _known(self, daemon: Daemon, finding: Finding) -> bool:
-        """What harm that was done, and never made good, still shows; so does what a full disk didn't take before a crash.
+        """What harm that was done, and never made good, still shows; so does what a full disk didn't take before a crash. It is told as
+        MISSING, and repaired when the pod goes: that nothing is left then is looked at. As LEAKED or UNKNOWN nothing may ever be told.
 
         The shim of a sandbox that isn't ready any more, because that shim was its task's, stays in the ledger until it is stopped.
         """

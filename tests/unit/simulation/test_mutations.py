@@ -15,6 +15,7 @@ import pytest
 
 from agent.errdefs import Unavailable
 from agent.events import Exit, TaskExit
+from agent.linux.holders import Holder
 from agent.network import network
 from agent.pods import context, recovery, sandbox_status
 from agent.pods.registry import Table
@@ -141,6 +142,11 @@ def cancelled_with_caller(patch: Patch) -> None:
     patch.setattr("agent.aio.supervisor.Supervisor.detached", detached)
 
 
+def holders_unnamed(patch: Patch) -> None:
+    """9: who keeps a mount busy isn't told."""
+    patch.setattr(Holder, "__str__", lambda self: "somebody")
+
+
 def nothing_replayed(patch: Patch) -> None:
     """10: what a crash left is not looked for."""
 
@@ -241,6 +247,9 @@ MUTATIONS = {
     "network_first": Mutation(network_first, [_start(), Op("remove pod", how="wait")], "(6)"),
     "failure_forgotten": Mutation(failure_forgotten, [_start(), Op("hold rootfs"), Op("remove", how="wait"), Op("let go")], "(7)"),
     "cancelled_with_caller": Mutation(cancelled_with_caller, [Op("run", how="cancel", number=0.02, text="2.1")] * 6, "cut off"),
+    "holders_unnamed": Mutation(
+        holders_unnamed, [_start(), Op("hold rootfs"), Op("remove", how="wait"), Op("pass", number=1), Op("let go")], "(9)"
+    ),
     "nothing_replayed": Mutation(
         nothing_replayed,
         [CRASH, Op("run", how="wait", text="2.1")],
