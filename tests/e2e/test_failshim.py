@@ -18,11 +18,12 @@ import grpc
 import pytest
 
 from cri.api import api_pb2 as cri
-from tests.e2e.client import Client, Pod, until
+from tests.e2e.client import Client, Pod, refused, until
 from tests.e2e.conftest import one_pair
 from tests.e2e.failshim.install import FailShim
 from tests.e2e.faults import Rig, init_of, shim_of
 from tests.e2e.node import mounts, processes
+from tests.e2e.tasks import PLUGIN
 from tests.e2e.toolbox import PAIRS
 
 pytestmark = [pytest.mark.e2e, one_pair]  # of the bystander; the others are behind the failpoint shims
@@ -282,4 +283,38 @@ def test_mounts_that_delete_says_it_has_taken_away(rig: Rig, failshims: Shims) -
         assert {entry.kind for entry in kubelet.ledger() if entry.sandbox == pod.id} <= {"task", "snapshot", "sandbox_dir", "log", "fifo"}
     assert metric("orlop_shim_delete_lies_total") > lies
     assert_released(kubelet, pod)
+    rig.assert_clean()
+
+
+def test_start_tells_the_address_of_another_pods_shim(rig: Rig, failshims: Shims) -> None:
+    """It is not taken for the new pod's, or that one's end would be the other's."""
+    kubelet, failshim = rig.kubelet, failshims["garbage"]
+    bystander = shim_of(rig.pod)
+    failshim.prints((rig.daemon.state / PLUGIN / "k8s.io" / rig.pod.id / "bootstrap.json").read_bytes())
+    with failshim.faults("start garbage"), refused(grpc.StatusCode.UNAVAILABLE, rig.pod.id, "another pod"):
+        kubelet.run_pod(handler="garbage")
+    assert shim_of(rig.pod).pid == bystander.pid
+    rig.assert_clean()
+
+
+@pytest.mark.parametrize(
+    "hostile",
+    [
+        b"",
+        b"{",
+        b'{"version": 99, "address": "unix:///run/containerd/s/x", "protocol": "ttrpc"}',
+        b'{"version": 3, "address": "unix:///run/containerd/s/x", "protocol": "smoke"}',
+        b'{"version": 3, "address": ["unix:///x"], "protocol": "ttrpc"}',
+        b"unix:///run/x\nunix:///run/y",
+        b"/" * 100_000,
+    ],
+    ids=["nothing", "half", "version", "protocol", "type", "two", "long"],
+)
+def test_start_tells_something_hostile(rig: Rig, failshims: Shims, hostile: bytes) -> None:
+    kubelet, failshim = rig.kubelet, failshims["garbage"]
+    failshim.prints(hostile)
+    with failshim.faults("start garbage"), pytest.raises(grpc.RpcError) as failure:
+        kubelet.run_pod(handler="garbage")
+    assert len(failure.value.details() or "") < 1000
+    assert "shim" in (failure.value.details() or "")
     rig.assert_clean()

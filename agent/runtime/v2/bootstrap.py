@@ -19,6 +19,8 @@ from agent.errdefs import Internal, NotFound
 from agent.linux import files
 
 MAX_VERSION = 3
+_LONGEST_SOCKET = 107
+"""unix(7)."""
 _ADDRESS_STARTS = (b"unix://", b"vsock://", b"hvsock://", b"/")
 FILE = "bootstrap.json"
 """Its name in a bundle."""
@@ -49,6 +51,8 @@ class Bootstrap:
             raise Internal(f"a shim that speaks {self.protocol!r}; the agent speaks ttrpc and grpc")
         if not self.address:
             raise Internal("a shim that told no address")
+        if len(os.fsencode(self.address.removeprefix("unix://"))) > _LONGEST_SOCKET:
+            raise Internal(f"a shim that told an address longer than a socket's {_LONGEST_SOCKET} bytes: {self.address[:120]!r}")
         return self
 
     def to_json(self) -> str:

@@ -347,10 +347,18 @@ class TaskManager:
             await shim.reach(timeouts.SHIM_DIAL)
         except (Closed, DeadlineExceeded, Unavailable) as error:
             raise Unavailable(f"{error}. Its log: {shim.log_tail() or 'empty'}") from error
+        if shim.pinned and (twin := self._twin(shim)) is not None:
+            await shim.close()  # and no more: whatever were done to end it would be done to the other one
+            raise Unavailable(f"{shim.record.binary} told the address of another pod's shim, that of {twin.id}, for {shim.id}")
         if self._node.ledger.get(Kind.SHIM, shim.id) is not None:
             await self._node.ledger.hold(Kind.SHIM, shim.id, shim.record.to_data())
         self._watchers.start(self._guard(shim), name=f"shim {shim.id}")
         _log.info("shim started", shim=shim.id, pid=shim.record.pid, version=shim.record.version, protocol=shim.record.protocol)
+
+    def _twin(self, shim: Shim) -> Shim | None:
+        """Another one that is the same process."""
+        found = (other for other in self._shims.values() if other is not shim and other.record.identity == shim.record.identity)
+        return next(found, None)
 
     async def _open_log(self, shim: Shim) -> None:
         shim.attach_log(await ShimLog.open(shim.id, shim.bundle.log))
@@ -362,8 +370,7 @@ class TaskManager:
             task.record = replace(task.record, own_shim=shim.record.to_data())
             await self._node.ledger.hold(Kind.TASK, task.id, task.record.to_data())
         await self._launch(shim)
-        twin = next((other for other in self._shims.values() if other.record.identity == shim.record.identity), None)
-        if twin is not None:
+        if (twin := self._twin(shim)) is not None:
             task.shim = twin
             task.record = replace(task.record, shim=twin.id, own_shim=None)
             shim.cleaned()

@@ -11,6 +11,9 @@ from agent.aio import in_thread
 
 _log = log.get("runtime")
 
+_LONGEST = 107
+"""Bytes of a socket's path (unix(7)); a shim that tells a longer one listens nowhere."""
+
 
 class Sockets:
     """Removes stale sockets."""
@@ -18,10 +21,10 @@ class Sockets:
     async def remove_stale(self, address: str) -> None:
         """Unlink the socket at a shim's address, if a connect to it is refused; one that somebody listens at stays.
 
-        Nothing there, or an address without a file (abstract, vsock): a no-op. Raises OSError from the kernel.
+        Nothing there, an address without a file (abstract, vsock), or one that no socket can have: a no-op. Raises OSError from the kernel.
         """
         path = address.removeprefix("unix://")
-        if path.startswith("/"):
+        if path.startswith("/") and len(os.fsencode(path)) <= _LONGEST:
             await in_thread(_remove_stale, path)
 
 

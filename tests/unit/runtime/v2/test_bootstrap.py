@@ -120,3 +120,8 @@ def test_a_hostile_text_is_told(tmp_path: Path, text: str) -> None:
     (tmp_path / "bootstrap.json").write_text(text)
     with pytest.raises(Internal):
         bootstrap.read(tmp_path)
+
+
+def test_an_address_that_no_socket_can_have() -> None:
+    with pytest.raises(Internal, match="longer than a socket's 107 bytes"):
+        bootstrap.parse(b"unix:///" + b"x" * 107)
