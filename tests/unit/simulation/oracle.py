@@ -222,7 +222,8 @@ class Oracle:
         if self._exits.setdefault(record.id, told) != told:
             yield f"the exit of {record.id} was {self._exits[record.id]} and is {told} now (4)"
         container = self._world.engine.containers.get(record.id)
-        if container is not None and container.init is not None and container.init.alive:
+        # One whose start failed is told at once; its init, which never became the container, is the release's to end.
+        if container is not None and container.started and container.init is not None and container.init.alive:
             yield f"container {record.id} is told to have ended, but its init {container.init} is there (4)"
 
     def _at_once(self, daemon: Daemon) -> Iterator[str]:
@@ -271,7 +272,9 @@ class Oracle:
                 if container is None or container.status != "running":
                     yield f"container {record.id} is told to run, but is {container and container.status} (4)"
             case ContainerState.STARTING:
-                if any(job.proc.argv[-1:] == (record.id,) for job in self._node.jobs):  # its create hangs until somebody stops it
+                # A create hangs until somebody stops its container; in most shims, those that come after it wait for it.
+                hung = [self._world.engine.containers.get(job.proc.argv[-1]) for job in self._node.jobs if job.proc.comm == "runc"]
+                if any(other is not None and other.sandbox == record.sandbox_id for other in hung):
                     return
                 yield f"container {record.id} is still starting (10)"
             case _:
