@@ -66,6 +66,8 @@ class Node:
         """What goes wrong the next times that something is done: subject to modes."""
         self.hits: Counter[str] = Counter()
         """How often each fault has really happened."""
+        self.fired: Counter[str] = Counter()
+        """What failpoints did, as "NAME ACTION": the player's own count."""
         self.violations: list[str] = []
         self.sink: Sink | None = None
         self.on_kill: Callable[[Proc], None] = lambda proc: None

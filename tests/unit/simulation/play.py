@@ -81,6 +81,7 @@ class Player:
         self._attempts: Counter[int] = Counter()
         self._harm = Harm(world, self._oracle)
         points.crash = world.crash
+        world.node.fired = points.fired
 
     async def play(self, schedule: Schedule) -> None:
         for number, op in enumerate(schedule):

@@ -86,6 +86,16 @@ CASES: dict[str, Case] = {
             Op("pass", number=1.0),
         ],
     ),
+    # The simulation's own: a container whose teardown failed before its `shim delete` holds up no other, be it the sandbox.
+    "identify_hangs": Case(
+        28079,
+        [
+            Op("failpoint", how="hang", number=1, text="cleanup.identify"),
+            Op("exec", how="cancel", number=2.0, text="2.1-task"),
+            Op("kill shim", container=1),
+            Op("exec", container=1, how="cancel", number=2.0, text="2.1-task"),
+        ],
+    ),
     # An exec that was taken down while it was being registered ended with a KeyError.
     "exec_taken_down_early": Case(
         33,
