@@ -145,12 +145,13 @@ LOOK_AT_THE_DISK = "see the kernel's log for that disk; until it can be written 
 
 def of_disk(error: OSError, what: str = "") -> OrlopError | None:
     """What to tell of a disk that is full or fails, which is nobody's fault here; None for other errors. `what` could not be written."""
-    sentence = f"{what or error.filename or 'a file'} could not be written: {error.strerror}"
+    told: OrlopError
+    subject = f"{what or error.filename or 'a file'} could not be written"
     match error.errno:
         case errno.ENOSPC | errno.EDQUOT:
-            told: OrlopError = ResourceExhausted(f"{sentence}; {MAKE_ROOM}")
+            told = ResourceExhausted(f"{subject}: the disk is full ({error.strerror}); {MAKE_ROOM}")
         case errno.EIO | errno.EROFS:
-            told = Unavailable(f"{sentence}; {LOOK_AT_THE_DISK}")
+            told = Unavailable(f"{subject}: the disk fails ({error.strerror}); {LOOK_AT_THE_DISK}")
         case _:
             return None
     for note in getattr(error, "__notes__", ()):

@@ -27,9 +27,9 @@ def test_a_code_that_nobody_knows_is_unknown(code: int) -> None:
 @pytest.mark.parametrize(
     ("number", "kind", "advice"),
     [
-        (errno.ENOSPC, errdefs.ResourceExhausted, "No space left on device; make room there"),
+        (errno.ENOSPC, errdefs.ResourceExhausted, "the disk is full (No space left on device); make room there"),
         (errno.EDQUOT, errdefs.ResourceExhausted, "make room there"),
-        (errno.EIO, errdefs.Unavailable, "Input/output error; see the kernel's log"),
+        (errno.EIO, errdefs.Unavailable, "the disk fails (Input/output error); see the kernel's log"),
         (errno.EROFS, errdefs.Unavailable, "see the kernel's log"),
     ],
 )

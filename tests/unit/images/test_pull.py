@@ -339,7 +339,7 @@ async def test_a_full_disk_in_the_middle_of_a_layer(node: ImageNode, registry: F
         return write(descriptor, data)
 
     monkeypatch.setattr(os, "write", full)
-    with pytest.raises(ResourceExhausted, match=r"ingest could not be written: No space left on device; make room there"):
+    with pytest.raises(ResourceExhausted, match=r"ingest could not be written: the disk is full \(No space left on device\)"):
         await node.images.pull(f"{registry.domain}/app:v1")
     monkeypatch.undo()
     nothing_left(node)
