@@ -185,12 +185,12 @@ class Oracle:
         yield from self._at_once(daemon)
 
     def _names_holders(self, resource: Resource) -> Iterator[str]:
-        """What can't be unmounted says who holds it. Kata's own mounts, too, make a rootfs busy, and nobody is to be seen."""
+        """What can't be unmounted says who held it when that was last tried. Kata's own mounts make one busy, and nobody is seen."""
         container = self._world.engine.containers.get(resource.key)
         if container is None or container.state_dir is None:
             return
         holders = [proc for mount in container.mounts for proc in mount.holders]
-        if holders and not any(f"process {proc.pid} " in resource.error for proc in holders):
+        if holders and "held by process " not in resource.error:
             yield f"the rootfs of {resource.key} is held by {holders}, of whom nothing is said: {resource.error} (9)"
 
     def _is_old(self, live: LiveSandbox | LiveContainer) -> bool:

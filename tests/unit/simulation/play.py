@@ -338,12 +338,15 @@ class Player:
             await asyncio.sleep(4)
 
     async def _rest(self, daemon: Daemon) -> None:
-        """Wait until nothing is under way any more, or for a minute."""
+        """Wait until nothing is under way any more, or for a minute. It is looked at twice: between two steps of a teardown nothing is."""
+        calm = 0
         for _ in range(30):
             await asyncio.sleep(2)
             busy = self._calls or self._node.jobs or any(resource.state != "held" for resource in daemon.store.ledger.all())
             changing = any(live.record.state is ContainerState.STARTING for live in daemon.pods.registry.containers)
-            if not busy and not changing and len(self._world.shims.live()) >= len(daemon.pods.registry.sandboxes):
+            settled = not busy and not changing and len(self._world.shims.live()) >= len(daemon.pods.registry.sandboxes)
+            calm = calm + 1 if settled else 0
+            if calm == 2:
                 break
 
     def _heal(self) -> None:
