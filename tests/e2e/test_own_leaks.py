@@ -125,7 +125,8 @@ def test_what_is_leaked_goes_by_itself_and_what_may_be_others_stays(site: Site) 
     nobodys = ("cni", "address 10.250.0.9 of network e2e-leak")  # leased to a sandbox that was never ours
     ours.discard(nobodys)
     others.add(nobodys)
-    until(lambda: audit(site.daemon)[1] == others, what="what is ours is gone", within=60, detail=lambda: audit(site.daemon)[1] ^ others)
+    # On a busy machine a bundle may be looked at while its mount is still going; then it is tried again a minute later.
+    until(lambda: audit(site.daemon)[1] == others, what="what is ours is gone", within=120, detail=lambda: audit(site.daemon)[1] ^ others)
     reaped = counted("orlop_leaks_reaped_total")
     assert {owner for _, owner in reaped} == {"orlop"}
     # The init takes its cgroup along; what it leaves in the engine's directory, and the shim's socket, are each found or gone with it.
