@@ -26,6 +26,8 @@ PATIENCE = 240.0
 SYNC = 0.15
 """Seconds between two looks; the kubelet takes one or two."""
 LINES = 20
+LATE = 100
+"""Looks at a log that is not whole."""
 
 T = TypeVar("T")
 
@@ -138,13 +140,19 @@ class PodLife:
         self._done.add(work.name)
 
     def _ended_well(self, container: str, work: Work) -> bool:
-        """Whether it ended by itself; then all that it wrote must be in its log by now."""
+        """Whether it ended by itself; then all that it wrote is in its log, or will be in a moment."""
         status = self._call("ContainerStatus", lambda: self._kubelet.status(container))
         if not work.ends or status.exit_code != 0:
             self._tally.seen["containers that were killed and run again"] += 1
             return False
-        lines = [line.text for line in self._kubelet.logs(container)]
-        if list(dict.fromkeys(lines)) != [str(number) for number in range(1, LINES + 1)]:
+        whole = [str(number) for number in range(1, LINES + 1)]
+        for late in range(LATE):
+            lines = [line.text for line in self._kubelet.logs(container)]
+            if list(dict.fromkeys(lines)) == whole:
+                self._tally.seen["logs that were whole only after the exit, of log copiers that were killed"] += late > 0
+                break
+            time.sleep(SYNC)  # an exit waits for the log only so long; a copier that was killed goes on when it is there again
+        else:
             self._tally.wrong.append(f"the log of {work.name} of pod {self._config.metadata.name} is not whole: {lines}")
         self._tally.seen["lines there twice, of log copiers that were killed"] += len(lines) - len(set(lines))
         return True
