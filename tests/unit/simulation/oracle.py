@@ -269,9 +269,7 @@ class Oracle:
         processes = container.processes(self._node) if container is not None else []
         match record.state:
             case ContainerState.RUNNING:
-                # Only a failpoint keeps a failed teardown out of the ledger, which would try it again: it never fails to take one.
-                forgotten = "cleanup.drop error" in self._node.fired or "cleanup.drop hang" in self._node.fired
-                if (container is None or container.status != "running") and not forgotten:
+                if container is None or container.status != "running":
                     yield f"container {record.id} is told to run, but is {container and container.status} (4)"
             case ContainerState.STARTING:
                 # A create hangs until somebody stops its container; in most shims, those that come after it wait for it.
